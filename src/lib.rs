@@ -1,0 +1,19 @@
+//! vrtrain: pre-train small GPTs and fine-tune LLMs from a terminal, with VRAdam.
+//!
+//! The binary is a thin shell over this library. Directions of the modules (a test over the sources enforces them):
+//! `cli -> commands -> {train, eval, generate, quickstart} -> {data, model, optim, hub} -> {params, ops} -> config`.
+
+pub mod cli;
+pub mod commands;
+pub mod config;
+pub mod data;
+pub mod eval;
+pub mod generate;
+pub mod hub;
+pub mod model;
+pub mod ops;
+pub mod optim;
+pub mod params;
+pub mod quickstart;
+pub mod random;
+pub mod train;

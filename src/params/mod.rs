@@ -1,0 +1,13 @@
+//! Trainable parameters in flat storages: one tensor each for weights and gradients, with an ordered table.
+//!
+//! The optimizer is one pass over one buffer, the norm and the gate one reduction in a fixed order, a checkpoint a
+//! handful of tensors. Offsets are multiples of [`ALIGNMENT`] elements; the gaps hold zeros in every storage and stay
+//! zero under every optimizer, so that a pass may run over the whole buffer without knowing the table.
+
+mod flat;
+mod layout;
+mod store;
+
+pub use flat::{slice, slice_mut};
+pub use layout::{ALIGNMENT, Layout, Parameter, ParameterSpec};
+pub use store::{GradientSlots, ParameterStore};

@@ -1,0 +1,129 @@
+//! The flat storages of weights and gradients, and the record of which gradients a step has written.
+
+use super::layout::Layout;
+use super::{slice, slice_mut};
+use candle_core::{DType, Device, Result, Tensor};
+use std::sync::Arc;
+
+/// Trainable weights and their gradients, each one flat f32 tensor laid out by [`Layout`].
+pub struct ParameterStore {
+    layout: Arc<Layout>,
+    weights: Tensor,
+    gradients: Tensor,
+    written: Vec<bool>,
+}
+
+impl ParameterStore {
+    /// Storages of zeros on `device`.
+    pub fn new(layout: Arc<Layout>, device: &Device) -> Result<Self> {
+        let weights = Tensor::zeros(layout.len(), DType::F32, device)?;
+        let gradients = Tensor::zeros(layout.len(), DType::F32, device)?;
+        let written = vec![false; layout.parameters().len()];
+        Ok(Self { layout, weights, gradients, written })
+    }
+
+    pub fn layout(&self) -> &Arc<Layout> {
+        &self.layout
+    }
+
+    pub fn device(&self) -> &Device {
+        self.weights.device()
+    }
+
+    /// All weights, [layout.len()] f32.
+    pub fn weights(&self) -> &Tensor {
+        &self.weights
+    }
+
+    /// All gradients, [layout.len()] f32: sums over the step's tokens until the optimizer scales them.
+    pub fn gradients(&self) -> &Tensor {
+        &self.gradients
+    }
+
+    /// A detached view of one parameter in `flat` (this store's weights or gradients, or an optimizer's state).
+    pub fn view(&self, flat: &Tensor, index: usize) -> Result<Tensor> {
+        let parameter = &self.layout.parameters()[index];
+        flat.narrow(0, parameter.offset, parameter.len)?.detach().reshape(parameter.shape.as_slice())
+    }
+
+    /// Begins a new step: the next write of each gradient overwrites what the last step left.
+    pub fn start_gradients(&mut self) {
+        self.written.fill(false);
+    }
+
+    /// Which parameters have got a gradient since [`Self::start_gradients`].
+    pub fn written(&self) -> &[bool] {
+        &self.written
+    }
+
+    /// Marks a gradient as written by a path that does not go through [`GradientSlots`] and tells whether it was before.
+    pub fn mark_written(&mut self, index: usize) -> bool {
+        std::mem::replace(&mut self.written[index], true)
+    }
+
+    /// Names of the parameters that no backward pass has reached in this step.
+    pub fn without_gradient(&self) -> Vec<&str> {
+        let missing = self.layout.parameters().iter().zip(&self.written).filter(|(_, written)| !**written);
+        missing.map(|(parameter, _)| parameter.name.as_str()).collect()
+    }
+
+    /// Runs `f` on the weights and on slots for the gradients (CPU only).
+    pub fn backward<R>(&mut self, f: impl FnOnce(&[f32], &mut GradientSlots) -> R) -> Result<R> {
+        let (layout, written) = (&self.layout, &mut self.written);
+        slice(&self.weights, |weights| {
+            slice_mut(&self.gradients, |gradients| f(weights, &mut GradientSlots { layout, gradients, written }))
+        })?
+    }
+}
+
+/// Gradients on the CPU, handed out one parameter at a time.
+///
+/// A slot knows whether this step has written it already. So the first write overwrites and later ones add: no pass
+/// fills the buffer with zeros, and a parameter that nothing reached is known by name.
+pub struct GradientSlots<'a> {
+    layout: &'a Layout,
+    gradients: &'a mut [f32],
+    written: &'a mut [bool],
+}
+
+impl<'a> GradientSlots<'a> {
+    pub fn new(layout: &'a Layout, gradients: &'a mut [f32], written: &'a mut [bool]) -> Self {
+        assert_eq!((layout.len(), layout.parameters().len()), (gradients.len(), written.len()));
+        Self { layout, gradients, written }
+    }
+
+    /// The gradient of parameter `index` and whether to add to it (true) or to overwrite it (false).
+    pub fn slot(&mut self, index: usize) -> (&mut [f32], bool) {
+        let accumulate = std::mem::replace(&mut self.written[index], true);
+        (&mut self.gradients[self.layout.parameters()[index].range()], accumulate)
+    }
+
+    /// Two different gradients at once (a weight and its bias), each with its `accumulate`.
+    pub fn pair(&mut self, first: usize, second: usize) -> ((&mut [f32], bool), (&mut [f32], bool)) {
+        let accumulate = [first, second].map(|index| std::mem::replace(&mut self.written[index], true));
+        let ranges = [first, second].map(|index| self.layout.parameters()[index].range());
+        // Distinct parameters never overlap, so the only way to fail is `first == second`, a defect of the caller.
+        let [a, b] = self.gradients.get_disjoint_mut(ranges).expect("two different parameters");
+        ((a, accumulate[0]), (b, accumulate[1]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::ParameterSpec;
+    use super::*;
+
+    #[test]
+    fn the_first_write_of_a_step_overwrites_and_a_parameter_without_gradient_is_named() -> Result<()> {
+        let spec = |name: &str| ParameterSpec { name: name.into(), shape: vec![2], decays: false };
+        let layout = Arc::new(Layout::new(vec![spec("a"), spec("b")]));
+        let mut store = ParameterStore::new(layout, &Device::Cpu)?;
+        store.start_gradients();
+        let flags = store.backward(|_, slots| [slots.slot(0).1, slots.slot(0).1])?;
+        assert_eq!(flags, [false, true]);
+        assert_eq!(store.without_gradient(), ["b"]);
+        store.start_gradients();
+        assert_eq!(store.without_gradient(), ["a", "b"]);
+        Ok(())
+    }
+}

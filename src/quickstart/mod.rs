@@ -1,0 +1,1 @@
+//! quickstart (see the design).
