@@ -1,1 +1,302 @@
-//! config (see the design).
+//! Run configuration: one complete TOML file a run, closed (an unknown key is an error), resolved before any work.
+
+mod compare;
+mod resolve;
+mod schema;
+mod settings;
+mod source;
+mod write;
+
+pub use compare::changed_mathematics;
+pub use settings::{Origin, Settings};
+pub use source::{Source, looks_like_hub_id};
+
+use std::path::{Path, PathBuf};
+
+/// A wrong config or command line: the process exits with code 2.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{origin}: {message}")]
+pub struct ConfigError {
+    origin: String,
+    message: String,
+}
+
+impl ConfigError {
+    /// An error at `origin` (a line of a file or a flag).
+    pub fn new(origin: &Origin, message: String) -> Self {
+        Self { origin: origin.0.clone(), message }
+    }
+
+    /// An error about a flag or an argument.
+    pub fn flag(flag: &str, message: impl Into<String>) -> Self {
+        Self { origin: flag.to_owned(), message: message.into() }
+    }
+}
+
+/// A resolved run: every default filled in, every path absolute.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunConfig {
+    /// The config's name (its file name without extension), from which a run folder is named.
+    pub name: String,
+    pub seed: u64,
+    pub model: ModelConfig,
+    pub tokenizer: Option<Source>,
+    pub data: DataConfig,
+    pub optimizer: OptimizerSettings,
+    pub schedule: ScheduleConfig,
+    pub train: TrainConfig,
+    /// What the user gave and where, for later error messages.
+    pub settings: SettingsOrigin,
+}
+
+/// The raw settings behind a resolved config; equal to any other, since it changes nothing about the run.
+#[derive(Clone, Debug, Default)]
+pub struct SettingsOrigin(pub Settings);
+
+impl PartialEq for SettingsOrigin {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+/// The model's family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Architecture {
+    Gpt2,
+}
+
+/// The model: loaded from `init`, or built from scratch with the given shape.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelConfig {
+    pub arch: Architecture,
+    /// Hub id or folder of the initial weights; its config.json gives the shape.
+    pub init: Option<Source>,
+    pub n_layer: Option<usize>,
+    pub n_head: Option<usize>,
+    pub n_embd: Option<usize>,
+    pub n_inner: Option<usize>,
+    pub n_positions: Option<usize>,
+    pub vocab_size: Option<usize>,
+    pub layer_norm_epsilon: Option<f64>,
+    pub dropout: f64,
+}
+
+/// Where the training tokens come from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DataConfig {
+    pub source: DataSource,
+    /// Globs that choose files of the source; empty: all that can be read.
+    pub files: Vec<String>,
+    pub text_column: String,
+    pub shuffle: bool,
+    pub tokenizer_threads: usize,
+    /// Bound of the on-disk cache of hub shards, in GiB.
+    pub cache_gib: f64,
+    pub validation: Option<ValidationConfig>,
+}
+
+/// A data source.
+#[derive(Clone, Debug, PartialEq)]
+pub enum DataSource {
+    /// The generator of the embedded quickstart.
+    Quickstart,
+    /// A hub data set, or local files and folders.
+    Files(Vec<Source>),
+}
+
+/// Where the validation tokens come from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ValidationConfig {
+    /// `None`: the training source.
+    pub source: Option<DataSource>,
+    pub files: Vec<String>,
+    /// How many tokens are scored at most.
+    pub tokens: u64,
+}
+
+/// `[optimizer]` as given; the optimizer that `name` chooses checks the keys.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OptimizerSettings {
+    pub name: String,
+    pub keys: Vec<(String, toml::Value)>,
+}
+
+/// The shape of the learning rate over the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScheduleName {
+    Cosine,
+    Linear,
+    Constant,
+    WarmupStableDecay,
+}
+
+/// The learning-rate schedule; it multiplies `optimizer.lr`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScheduleConfig {
+    pub name: ScheduleName,
+    pub warmup_steps: u64,
+    pub min_lr_ratio: f64,
+    /// The share of the horizon in which `wsd` decays.
+    pub decay_ratio: f64,
+    /// The horizon; `None` until the length of the run is known.
+    pub steps: Option<u64>,
+}
+
+/// How long a run is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Duration {
+    Steps(u64),
+    Tokens(u64),
+    Epochs(f64),
+}
+
+/// The number format of products and stored activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DType {
+    Auto,
+    F32,
+    Bf16,
+}
+
+/// What the backward pass computes again instead of keeping it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recompute {
+    None,
+    Block,
+}
+
+/// Where the run computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceChoice {
+    Auto,
+    Cpu,
+    Cuda(usize),
+}
+
+/// The loop: batch sizes, lengths, intervals.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainConfig {
+    pub duration: Duration,
+    /// T: tokens of a row that are predicted.
+    pub sequence_length: usize,
+    /// Rows of one forward and backward pass.
+    pub micro_batch: usize,
+    /// Tokens of one optimizer step.
+    pub tokens_per_step: usize,
+    /// Bound of the gradient's global norm; `None`: no clip.
+    pub grad_clip: Option<f64>,
+    pub dtype: DType,
+    pub recompute: Recompute,
+    pub device: DeviceChoice,
+    /// 0: never before the end.
+    pub eval_every: u64,
+    /// 0: never.
+    pub sample_every: u64,
+    pub sample_prompt: Option<String>,
+    /// 0: only the last checkpoint.
+    pub checkpoint_every: u64,
+    /// Checkpoints kept; at least 1.
+    pub keep_last: usize,
+}
+
+impl TrainConfig {
+    /// Micro-batches of one optimizer step.
+    pub fn micro_batches(&self) -> usize {
+        self.tokens_per_step / (self.micro_batch * self.sequence_length)
+    }
+}
+
+impl RunConfig {
+    /// Reads `path`, applies the `--set` assignments and resolves everything that the config alone can tell.
+    ///
+    /// # Errors
+    /// When the file cannot be read, a key is unknown, a value has the wrong type or range, or two keys conflict.
+    pub fn load(path: &Path, assignments: &[String]) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| ConfigError::flag("--config", format!("cannot read {}: {error}", path.display())))?;
+        let name = path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into());
+        let base = path.parent().map(Path::to_owned).unwrap_or_default();
+        let stem = path.file_stem().map_or_else(|| "run".into(), |stem| stem.to_string_lossy().into_owned());
+        Self::from_toml(&text, &name, &stem, &base, assignments)
+    }
+
+    /// As [`Self::load`], from text; relative paths start at `base`.
+    pub fn from_toml(
+        text: &str,
+        file_name: &str,
+        run_name: &str,
+        base: &Path,
+        assignments: &[String],
+    ) -> Result<Self, ConfigError> {
+        let mut settings = Settings::from_toml(text, file_name)?;
+        for assignment in assignments {
+            settings.set(assignment)?;
+        }
+        resolve::resolve(settings, run_name, base)
+    }
+
+    /// The complete config as TOML: read again, it gives the same run.
+    pub fn to_toml(&self) -> String {
+        write::to_toml(self)
+    }
+}
+
+/// `path` from `base`, made absolute without asking the file system for links.
+fn absolute(base: &Path, path: &str) -> PathBuf {
+    let joined = base.join(path);
+    std::path::absolute(&joined).unwrap_or(joined)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COMPLETE: &str = r#"
+        seed = 3
+        model = { arch = "gpt2", n_layer = 2, n_head = 2, n_embd = 8, vocab_size = 300, n_positions = 16 }
+        tokenizer.source = "openai-community/gpt2"
+        data = { source = "HuggingFaceFW/fineweb-edu", files = "sample/10BT/*.parquet", validation = { files = "x.parquet" } }
+        optimizer = { name = "vradam", lr = 6e-4, beta3 = 1 }
+        schedule = { name = "wsd", warmup_steps = 0 }
+        train = { tokens = 4096, sequence_length = 16, micro_batch = 2, tokens_per_step = 64, grad_clip = 1.0 }
+    "#;
+
+    fn load(text: &str, assignments: &[&str]) -> Result<RunConfig, ConfigError> {
+        let assignments: Vec<String> = assignments.iter().map(|&a| a.to_owned()).collect();
+        RunConfig::from_toml(text, "run.toml", "run", Path::new("/base"), &assignments)
+    }
+
+    #[test]
+    fn a_resolved_config_read_again_is_the_same_run() -> Result<(), ConfigError> {
+        let config = load(COMPLETE, &[])?;
+        assert_eq!(config.train.micro_batches(), 2);
+        let again = load(&config.to_toml(), &[])?;
+        assert_eq!(changed_mathematics(&config, &again), []);
+        assert_eq!(config.train, again.train);
+        Ok(())
+    }
+
+    #[test]
+    fn conflicts_and_bad_values_are_named() {
+        let message = |assignments: &[&str]| load(COMPLETE, assignments).expect_err("wrong config").to_string();
+        assert!(message(&["train.steps=5"]).contains("`train.tokens` conflicts with `train.steps`"));
+        assert!(message(&["train.tokens_per_step=63"]).contains("must be a multiple"));
+        assert!(message(&["model.n_head=3"]).contains("must be a multiple of `model.n_head` = 3"));
+        assert!(message(&["model.init=a/b"]).contains("conflicts with `model.init`"));
+        assert!(message(&["schedule.name=cosin"]).contains("did you mean \"cosine\""));
+        assert!(message(&["data.source='/no/such/file.bin'"]).contains("there is no file or folder /no/such/file.bin"));
+        assert!(message(&["train.micro_batch=0"]).contains("at least 1"));
+        assert!(message(&["model.dropout=1.5"]).contains("between 0 and 0.99"));
+        assert!(message(&["train.device=gpu"]).contains("cuda:N"));
+    }
+
+    #[test]
+    fn only_lengths_and_intervals_may_change_on_resume() -> Result<(), ConfigError> {
+        let old = load(COMPLETE, &[])?;
+        assert_eq!(changed_mathematics(&old, &load(COMPLETE, &["train.tokens=9999999", "train.keep_last=9"])?), []);
+        let changed = changed_mathematics(&old, &load(COMPLETE, &["optimizer.lr=1e-3"])?);
+        assert_eq!(changed.len(), 1);
+        assert_eq!(changed[0].0, "optimizer.lr");
+        Ok(())
+    }
+}

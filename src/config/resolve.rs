@@ -1,0 +1,245 @@
+//! From raw settings to a resolved run: defaults, ranges, conflicts.
+
+use super::*;
+
+/// Checks `settings` and fills in what they leave out.
+pub fn resolve(settings: Settings, name: &str, base: &Path) -> Result<RunConfig, ConfigError> {
+    let model = model(&settings, base)?;
+    let data = data(&settings, base)?;
+    let train = train(&settings)?;
+    let schedule = schedule(&settings)?;
+    let tokenizer =
+        settings.text("tokenizer.source").map(|text| Source::parse(text, &settings.base_of("tokenizer.source", base)));
+    let Some(optimizer_name) = settings.text("optimizer.name") else {
+        return Err(ConfigError::flag(name, "`optimizer.name` is missing: give for example name = \"vradam\""));
+    };
+    let optimizer = OptimizerSettings { name: optimizer_name.to_owned(), keys: settings.optimizer_keys() };
+    let seed = settings.whole("seed").unwrap_or(1337);
+    let settings = SettingsOrigin(settings);
+    Ok(RunConfig { name: name.to_owned(), seed, model, tokenizer, data, optimizer, schedule, train, settings })
+}
+
+/// One of a closed list of words.
+fn choice<T: Copy>(settings: &Settings, key: &str, default: T, words: &[(&str, T)]) -> Result<T, ConfigError> {
+    let Some(given) = settings.text(key) else { return Ok(default) };
+    if let Some((_, value)) = words.iter().find(|(word, _)| *word == given) {
+        return Ok(*value);
+    }
+    let list: Vec<String> = words.iter().map(|(word, _)| format!("{word:?}")).collect();
+    let near = words.iter().map(|(word, _)| (strsim::damerau_levenshtein(word, given), word)).min();
+    let hint = near
+        .filter(|(distance, _)| *distance <= 2)
+        .map_or(String::new(), |(_, word)| format!("; did you mean {word:?}?"));
+    Err(settings.error(key, format!("`{key}` must be one of {}, found {given:?}{hint}", list.join(", "))))
+}
+
+/// A whole number that must be at least 1.
+fn positive(settings: &Settings, key: &str) -> Result<Option<usize>, ConfigError> {
+    match settings.whole(key) {
+        Some(0) => Err(settings.error(key, format!("`{key}` must be at least 1"))),
+        Some(number) => match usize::try_from(number) {
+            Ok(number) if number <= 1 << 40 => Ok(Some(number)),
+            _ => Err(settings.error(key, format!("`{key}` = {number} is too large"))),
+        },
+        None => Ok(None),
+    }
+}
+
+/// A number within [low, high].
+fn within(settings: &Settings, key: &str, default: f64, low: f64, high: f64) -> Result<f64, ConfigError> {
+    let value = settings.number(key).unwrap_or(default);
+    if value.is_finite() && (low..=high).contains(&value) {
+        return Ok(value);
+    }
+    Err(settings.error(key, format!("`{key}` must be between {low} and {high}, found {value}")))
+}
+
+fn model(settings: &Settings, base: &Path) -> Result<ModelConfig, ConfigError> {
+    let arch = choice(settings, "model.arch", Architecture::Gpt2, &[("gpt2", Architecture::Gpt2)])?;
+    let init = settings.text("model.init").map(|text| Source::parse(text, &settings.base_of("model.init", base)));
+    let shape_keys = ["n_layer", "n_head", "n_embd", "n_inner", "n_positions", "vocab_size"];
+    if let Some(init) = &init {
+        for key in shape_keys.iter().chain(&["layer_norm_epsilon"]).map(|key| format!("model.{key}")) {
+            if settings.is_set(&key) {
+                let message =
+                    format!("`{key}` conflicts with `model.init`: the shape is read from {init}; leave it out");
+                return Err(settings.error(&key, message));
+            }
+        }
+    }
+    let config = ModelConfig {
+        arch,
+        init,
+        n_layer: positive(settings, "model.n_layer")?,
+        n_head: positive(settings, "model.n_head")?,
+        n_embd: positive(settings, "model.n_embd")?,
+        n_inner: positive(settings, "model.n_inner")?,
+        n_positions: positive(settings, "model.n_positions")?,
+        vocab_size: positive(settings, "model.vocab_size")?,
+        layer_norm_epsilon: settings
+            .is_set("model.layer_norm_epsilon")
+            .then(|| within(settings, "model.layer_norm_epsilon", 1e-5, 1e-12, 0.1))
+            .transpose()?,
+        dropout: within(settings, "model.dropout", 0.0, 0.0, 0.99)?,
+    };
+    if config.init.is_none() {
+        for (key, value) in [("n_layer", config.n_layer), ("n_head", config.n_head), ("n_embd", config.n_embd)] {
+            if value.is_none() {
+                let message =
+                    format!("`model.{key}` is missing: a model from scratch needs its shape (or give `model.init`)");
+                return Err(ConfigError::flag("[model]", message));
+            }
+        }
+        if let (Some(heads), Some(width)) = (config.n_head, config.n_embd)
+            && width % heads != 0
+        {
+            let message = format!("`model.n_embd` = {width} must be a multiple of `model.n_head` = {heads}");
+            return Err(settings.error("model.n_embd", message));
+        }
+    }
+    Ok(config)
+}
+
+fn data_source(settings: &Settings, key: &str, base: &Path) -> Result<Option<DataSource>, ConfigError> {
+    let Some(texts) = settings.texts(key) else { return Ok(None) };
+    if texts.is_empty() || texts.iter().any(String::is_empty) {
+        return Err(settings.error(key, format!("`{key}` is empty: give a hub data set, a folder or files")));
+    }
+    if texts == ["quickstart"] {
+        return Ok(Some(DataSource::Quickstart));
+    }
+    let base = settings.base_of(key, base);
+    let sources: Vec<Source> = texts.iter().map(|text| Source::parse(text, &base)).collect();
+    for (text, source) in texts.iter().zip(&sources) {
+        if let Source::Path(path) = source
+            && !path.exists()
+        {
+            let hint = if looks_like_hub_id(text) { "" } else { " (a hub data set is written owner/name)" };
+            return Err(settings.error(key, format!("`{key}`: there is no file or folder {}{hint}", path.display())));
+        }
+    }
+    Ok(Some(DataSource::Files(sources)))
+}
+
+fn data(settings: &Settings, base: &Path) -> Result<DataConfig, ConfigError> {
+    let Some(source) = data_source(settings, "data.source", base)? else {
+        let message = "`data.source` is missing: give a hub data set (owner/name), a folder or files";
+        return Err(ConfigError::flag("[data]", message));
+    };
+    let validation_given =
+        ["source", "files", "tokens"].iter().any(|key| settings.is_set(&format!("data.validation.{key}")));
+    let validation = if validation_given {
+        let tokens = match positive(settings, "data.validation.tokens")? {
+            Some(tokens) => tokens as u64,
+            None => 1 << 20,
+        };
+        let validation_source = data_source(settings, "data.validation.source", base)?;
+        let files = settings.texts("data.validation.files").unwrap_or_default();
+        if validation_source.is_none() && files.is_empty() && source != DataSource::Quickstart {
+            let message = "`data.validation` needs `files` (a glob of the training source) or a `source` of its own";
+            return Err(settings.error("data.validation.tokens", message));
+        }
+        Some(ValidationConfig { source: validation_source, files, tokens })
+    } else {
+        None
+    };
+    Ok(DataConfig {
+        source,
+        files: settings.texts("data.files").unwrap_or_default(),
+        text_column: settings.text("data.text_column").unwrap_or("text").to_owned(),
+        shuffle: settings.truth("data.shuffle").unwrap_or(true),
+        tokenizer_threads: positive(settings, "data.tokenizer_threads")?.unwrap_or(1),
+        cache_gib: within(settings, "data.cache_gib", 8.0, 0.0, 1e6)?,
+        validation,
+    })
+}
+
+fn schedule(settings: &Settings) -> Result<ScheduleConfig, ConfigError> {
+    use ScheduleName::{Constant, Cosine, Linear, WarmupStableDecay};
+    let words = [("cosine", Cosine), ("linear", Linear), ("constant", Constant), ("wsd", WarmupStableDecay)];
+    let name = choice(settings, "schedule.name", Cosine, &words)?;
+    for (key, used) in
+        [("schedule.min_lr_ratio", name != Constant), ("schedule.decay_ratio", name == WarmupStableDecay)]
+    {
+        if settings.is_set(key) && !used {
+            return Err(settings.error(key, format!("`{key}` has no meaning for this schedule; leave it out")));
+        }
+    }
+    Ok(ScheduleConfig {
+        name,
+        warmup_steps: settings.whole("schedule.warmup_steps").unwrap_or(0),
+        min_lr_ratio: within(settings, "schedule.min_lr_ratio", 0.0, 0.0, 1.0)?,
+        decay_ratio: within(settings, "schedule.decay_ratio", 0.2, 0.0, 1.0)?,
+        steps: positive(settings, "schedule.steps")?.map(|steps| steps as u64),
+    })
+}
+
+fn duration(settings: &Settings) -> Result<Duration, ConfigError> {
+    let given: Vec<&str> =
+        ["train.steps", "train.tokens", "train.epochs"].into_iter().filter(|key| settings.is_set(key)).collect();
+    match given[..] {
+        [] => Err(ConfigError::flag("[train]", "give one of `train.steps`, `train.tokens`, `train.epochs`")),
+        ["train.steps"] => Ok(Duration::Steps(positive(settings, "train.steps")?.unwrap_or(1) as u64)),
+        ["train.tokens"] => Ok(Duration::Tokens(positive(settings, "train.tokens")?.unwrap_or(1) as u64)),
+        ["train.epochs"] => Ok(Duration::Epochs(within(settings, "train.epochs", 1.0, 1e-9, 1e9)?)),
+        [first, second, ..] => Err(settings
+            .error(second, format!("`{second}` conflicts with `{first}` ({}): give one", settings.origin(first).0))),
+        [other] => Err(settings.error(other, "not a length of a run")),
+    }
+}
+
+fn device(settings: &Settings) -> Result<DeviceChoice, ConfigError> {
+    let key = "train.device";
+    match settings.text(key) {
+        None | Some("auto") => Ok(DeviceChoice::Auto),
+        Some("cpu") => Ok(DeviceChoice::Cpu),
+        Some("cuda") => Ok(DeviceChoice::Cuda(0)),
+        Some(given) => match given.strip_prefix("cuda:").and_then(|ordinal| ordinal.parse().ok()) {
+            Some(ordinal) => Ok(DeviceChoice::Cuda(ordinal)),
+            None => {
+                Err(settings.error(key, format!("`{key}` must be \"auto\", \"cpu\" or \"cuda:N\", found {given:?}")))
+            }
+        },
+    }
+}
+
+fn train(settings: &Settings) -> Result<TrainConfig, ConfigError> {
+    let missing = |key: &str| ConfigError::flag("[train]", format!("`train.{key}` is missing"));
+    let sequence_length = positive(settings, "train.sequence_length")?.ok_or_else(|| missing("sequence_length"))?;
+    let micro_batch = positive(settings, "train.micro_batch")?.ok_or_else(|| missing("micro_batch"))?;
+    let micro_tokens = micro_batch.checked_mul(sequence_length).filter(|tokens| *tokens <= 1 << 32);
+    let Some(micro_tokens) = micro_tokens else {
+        return Err(settings.error("train.micro_batch", "`train.micro_batch` * `train.sequence_length` is too large"));
+    };
+    let tokens_per_step = positive(settings, "train.tokens_per_step")?.unwrap_or(micro_tokens);
+    if tokens_per_step % micro_tokens != 0 {
+        let nearest = (tokens_per_step / micro_tokens).max(1) * micro_tokens;
+        let message = format!(
+            "`train.tokens_per_step` = {tokens_per_step} must be a multiple of micro_batch * sequence_length = \
+             {micro_batch} * {sequence_length} = {micro_tokens}; the nearest is {nearest}"
+        );
+        return Err(settings.error("train.tokens_per_step", message));
+    }
+    let grad_clip = within(settings, "train.grad_clip", 0.0, 0.0, f64::MAX)?;
+    let dtypes = [("auto", DType::Auto), ("f32", DType::F32), ("bf16", DType::Bf16)];
+    Ok(TrainConfig {
+        duration: duration(settings)?,
+        sequence_length,
+        micro_batch,
+        tokens_per_step,
+        grad_clip: (grad_clip > 0.0).then_some(grad_clip),
+        dtype: choice(settings, "train.dtype", DType::Auto, &dtypes)?,
+        recompute: choice(
+            settings,
+            "train.recompute",
+            Recompute::None,
+            &[("none", Recompute::None), ("block", Recompute::Block)],
+        )?,
+        device: device(settings)?,
+        eval_every: settings.whole("train.eval_every").unwrap_or(0),
+        sample_every: settings.whole("train.sample_every").unwrap_or(0),
+        sample_prompt: settings.text("train.sample_prompt").map(str::to_owned),
+        checkpoint_every: settings.whole("train.checkpoint_every").unwrap_or(0),
+        keep_last: positive(settings, "train.keep_last")?.unwrap_or(3),
+    })
+}

@@ -1,0 +1,129 @@
+//! A resolved config as TOML text, complete and in the order of the schema.
+
+use super::*;
+use toml::{Table, Value};
+
+/// Every key with its value; keys without one (no clip, no validation) are left out.
+pub fn entries(config: &RunConfig) -> Vec<(String, Value)> {
+    let mut out: Vec<(String, Value)> = Vec::new();
+    let mut put = |key: &str, value: Option<Value>| out.extend(value.map(|value| (key.to_owned(), value)));
+    let whole = |number: u64| Some(Value::Integer(number.min(i64::MAX as u64) as i64));
+    let size = |number: Option<usize>| number.and_then(|number| whole(number as u64));
+    let text = |text: &str| Some(Value::String(text.to_owned()));
+    let texts = |list: &[String]| Some(Value::Array(list.iter().cloned().map(Value::String).collect()));
+    let source = |source: &DataSource| match source {
+        DataSource::Quickstart => Value::String("quickstart".into()),
+        DataSource::Files(list) => Value::Array(list.iter().map(|s| Value::String(s.to_string())).collect()),
+    };
+    let RunConfig { model, data, schedule, train, .. } = config;
+
+    put("seed", whole(config.seed));
+    put(
+        "model.arch",
+        text(match model.arch {
+            Architecture::Gpt2 => "gpt2",
+        }),
+    );
+    put("model.init", model.init.as_ref().map(|init| Value::String(init.to_string())));
+    put("model.n_layer", size(model.n_layer));
+    put("model.n_head", size(model.n_head));
+    put("model.n_embd", size(model.n_embd));
+    put("model.n_inner", size(model.n_inner));
+    put("model.n_positions", size(model.n_positions));
+    put("model.vocab_size", size(model.vocab_size));
+    put("model.layer_norm_epsilon", model.layer_norm_epsilon.map(Value::Float));
+    put("model.dropout", Some(Value::Float(model.dropout)));
+    put("tokenizer.source", config.tokenizer.as_ref().map(|source| Value::String(source.to_string())));
+    put("data.source", Some(source(&data.source)));
+    if !data.files.is_empty() {
+        put("data.files", texts(&data.files));
+    }
+    put("data.text_column", text(&data.text_column));
+    put("data.shuffle", Some(Value::Boolean(data.shuffle)));
+    put("data.tokenizer_threads", size(Some(data.tokenizer_threads)));
+    put("data.cache_gib", Some(Value::Float(data.cache_gib)));
+    if let Some(validation) = &data.validation {
+        put("data.validation.source", validation.source.as_ref().map(source));
+        if !validation.files.is_empty() {
+            put("data.validation.files", texts(&validation.files));
+        }
+        put("data.validation.tokens", whole(validation.tokens));
+    }
+    put("optimizer.name", text(&config.optimizer.name));
+    for (key, value) in &config.optimizer.keys {
+        put(&format!("optimizer.{key}"), Some(value.clone()));
+    }
+    put(
+        "schedule.name",
+        text(match schedule.name {
+            ScheduleName::Cosine => "cosine",
+            ScheduleName::Linear => "linear",
+            ScheduleName::Constant => "constant",
+            ScheduleName::WarmupStableDecay => "wsd",
+        }),
+    );
+    put("schedule.warmup_steps", whole(schedule.warmup_steps));
+    if schedule.name != ScheduleName::Constant {
+        put("schedule.min_lr_ratio", Some(Value::Float(schedule.min_lr_ratio)));
+    }
+    if schedule.name == ScheduleName::WarmupStableDecay {
+        put("schedule.decay_ratio", Some(Value::Float(schedule.decay_ratio)));
+    }
+    put("schedule.steps", schedule.steps.and_then(whole));
+    match train.duration {
+        Duration::Steps(steps) => put("train.steps", whole(steps)),
+        Duration::Tokens(tokens) => put("train.tokens", whole(tokens)),
+        Duration::Epochs(epochs) => put("train.epochs", Some(Value::Float(epochs))),
+    }
+    put("train.sequence_length", size(Some(train.sequence_length)));
+    put("train.micro_batch", size(Some(train.micro_batch)));
+    put("train.tokens_per_step", size(Some(train.tokens_per_step)));
+    put("train.grad_clip", train.grad_clip.map(Value::Float));
+    put(
+        "train.dtype",
+        text(match train.dtype {
+            DType::Auto => "auto",
+            DType::F32 => "f32",
+            DType::Bf16 => "bf16",
+        }),
+    );
+    put(
+        "train.recompute",
+        text(match train.recompute {
+            Recompute::None => "none",
+            Recompute::Block => "block",
+        }),
+    );
+    put(
+        "train.device",
+        Some(Value::String(match train.device {
+            DeviceChoice::Auto => "auto".into(),
+            DeviceChoice::Cpu => "cpu".into(),
+            DeviceChoice::Cuda(ordinal) => format!("cuda:{ordinal}"),
+        })),
+    );
+    put("train.eval_every", whole(train.eval_every));
+    put("train.sample_every", whole(train.sample_every));
+    put("train.sample_prompt", train.sample_prompt.as_deref().and_then(text));
+    put("train.checkpoint_every", whole(train.checkpoint_every));
+    put("train.keep_last", size(Some(train.keep_last)));
+    out
+}
+
+/// The TOML text of `config`.
+pub fn to_toml(config: &RunConfig) -> String {
+    let mut root = Table::new();
+    for (key, value) in entries(config) {
+        let mut words: Vec<&str> = key.split('.').collect();
+        let Some(last) = words.pop() else { continue };
+        let mut table = &mut root;
+        for word in words {
+            let entry = table.entry(word).or_insert_with(|| Value::Table(Table::new()));
+            // Only tables are ever put under a section's name.
+            let Value::Table(inner) = entry else { unreachable!("`{word}` is a section") };
+            table = inner;
+        }
+        table.insert(last.to_owned(), value);
+    }
+    root.to_string()
+}
