@@ -1,7 +1,10 @@
 //! The models: which parameters they have, and what a batch's loss and gradients are.
 
+mod engine;
 pub mod gpt2;
 pub mod weights;
+
+pub use engine::Engine;
 
 use crate::ops::cross_entropy;
 use rand_chacha::ChaCha8Rng;
