@@ -173,11 +173,24 @@ pub fn load(layout: &Layout, stored: &BTreeMap<String, Stored>, weights: &mut [f
     Ok(())
 }
 
+/// What stands before the names in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NamePrefix {
+    /// Nothing, as in OpenAI's GPT-2 files.
+    None,
+    /// `transformer.` before every name but the head's.
+    Transformer,
+}
+
 /// Writes every parameter of `layout` under its name, with the metadata that transformers expects.
-pub fn write(path: &Path, layout: &Layout, weights: &[f32]) -> Result<()> {
+pub fn write(path: &Path, layout: &Layout, weights: &[f32], prefix: NamePrefix) -> Result<()> {
     let tensors = layout.parameters().iter().map(|parameter| {
         let bytes: &[u8] = bytemuck::cast_slice(&weights[parameter.range()]);
-        Ok((parameter.name.clone(), TensorView::new(Dtype::F32, parameter.shape.clone(), bytes)?))
+        let name = match prefix {
+            NamePrefix::Transformer if parameter.name != "lm_head.weight" => format!("transformer.{}", parameter.name),
+            _ => parameter.name.clone(),
+        };
+        Ok((name, TensorView::new(Dtype::F32, parameter.shape.clone(), bytes)?))
     });
     let tensors = tensors.collect::<Result<Vec<_>>>()?;
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
@@ -204,7 +217,7 @@ mod tests {
             .parameters()
             .iter()
             .for_each(|p| weights[p.range()].iter_mut().enumerate().for_each(|(i, x)| *x = i as f32 / 7.0));
-        write(&path, &layout, &weights)?;
+        write(&path, &layout, &weights, NamePrefix::None)?;
         let mut again = vec![0.0f32; layout.len()];
         load(&layout, &headers(&files_of_folder(folder.path())?)?, &mut again)?;
         assert_eq!(weights, again);
@@ -216,14 +229,14 @@ mod tests {
         let folder = tempfile::tempdir()?;
         let (layout, path) = (layout(), folder.path().join(SINGLE));
         let mut weights = vec![0.5f32; layout.len()];
-        write(&path, &layout, &weights)?;
+        write(&path, &layout, &weights, NamePrefix::None)?;
         let whole = std::fs::read(&path)?;
         std::fs::write(&path, &whole[..whole.len() - 3])?;
         assert!(format!("{:#}", headers(&[path.clone()]).unwrap_err()).contains("torn"));
         std::fs::write(&path, b"<html>not weights</html>")?;
         assert!(headers(&[path.clone()]).is_err());
         weights[layout.parameters()[1].offset + 2] = f32::NAN;
-        write(&path, &layout, &weights)?;
+        write(&path, &layout, &weights, NamePrefix::None)?;
         let error = load(&layout, &headers(&[path.clone()])?, &mut weights).unwrap_err().to_string();
         assert!(error.contains("b in") && error.contains("NaN at element 2"), "{error}");
         Ok(())

@@ -6,7 +6,7 @@
 //! a rename makes it visible. A folder whose manifest is missing or does not match is not a checkpoint.
 
 use crate::data::Position;
-use crate::model::weights;
+use crate::model::weights::{self, NamePrefix};
 use crate::optim::OptimizerState;
 use crate::params::{Layout, on_cpu};
 use anyhow::{Context, Result, bail, ensure};
@@ -175,7 +175,7 @@ fn write_files(
         fs::remove_dir_all(folder)?;
     }
     fs::create_dir(folder)?;
-    on_cpu(flat_weights, |numbers| weights::write(&folder.join(weights::SINGLE), layout, numbers))??;
+    on_cpu(flat_weights, |numbers| weights::write(&folder.join(weights::SINGLE), layout, numbers, NamePrefix::None))??;
     write_optimizer(&folder.join(OPTIMIZER), optimizer)?;
     fs::write(folder.join(STATE), serde_json::to_vec_pretty(state)?)?;
     let mut files = BTreeMap::new();

@@ -73,7 +73,9 @@ impl Run<'_> {
     pub fn train(&mut self, progress: &mut Progress, sampler: &mut Sampler) -> Result<Outcome> {
         let checkpoints = Checkpoints::of_run(self.folder.path());
         checkpoints.remove_leftovers()?;
-        let mut metrics = Metrics::open(self.folder.path(), self.step)?;
+        // A pending record is written when its evaluation ends; it may stand there already if that was interrupted too.
+        let recorded = self.step - u64::from(self.pending.is_some());
+        let mut metrics = Metrics::open(self.folder.path(), recorded)?;
         let mut saved_at = (self.step > 0).then_some(self.step);
 
         if let Some(record) = self.pending.take()

@@ -2,6 +2,7 @@
 
 mod config;
 mod cpu;
+mod decode;
 mod generic;
 mod init;
 mod load;
@@ -9,6 +10,7 @@ pub mod twin;
 
 pub use config::{BlockParameters, Gpt2Config, Gpt2Parameters, Head, LinearParameters, NormParameters};
 pub use cpu::Gpt2Cpu;
+pub use decode::KeyValueCache;
 pub use generic::Gpt2Generic;
 pub use init::initialize;
 pub use load::load;
