@@ -5,7 +5,9 @@ pub mod eval;
 pub mod export;
 pub mod generate;
 pub mod plan;
+mod prepare;
 pub mod pretrain;
+mod quickstart;
 mod setup;
 mod target;
 

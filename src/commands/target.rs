@@ -1,8 +1,8 @@
 //! What `eval`, `generate` and `export` work on: a run, a checkpoint, a model folder or a hub id.
 
 use super::setup;
-use crate::config::{ConfigError, Source, looks_like_hub_id};
-use crate::data::tokenizer::TextTokenizer;
+use crate::config::{ConfigError, looks_like_hub_id};
+use crate::data::TextTokenizer;
 use crate::hub::Hub;
 use crate::model::gpt2::{self, Gpt2Config};
 use crate::params::{Layout, ParameterStore, slice_mut};
@@ -97,7 +97,7 @@ impl Target {
         if self.tokenizer_files().is_empty() {
             return Ok(None);
         }
-        setup::local_tokenizer(&Source::Path(self.folder.clone()), &self.folder).map(Some)
+        TextTokenizer::load(&self.folder).map(Some)
     }
 
     /// The id of the end of a text, where it is known.

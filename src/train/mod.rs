@@ -24,7 +24,7 @@ use checkpoint::{Checkpoints, State};
 use std::time::Instant;
 
 /// A text that the model writes during training, made by the caller.
-pub type Sampler<'a> = dyn FnMut(&mut Engine, &ParameterStore) -> Result<String> + 'a;
+pub type Sampler<'a> = dyn FnMut(&ParameterStore) -> Result<String> + 'a;
 
 /// Everything that a run needs, resolved and loaded.
 pub struct Run<'a> {
@@ -90,7 +90,7 @@ impl Run<'_> {
             let waited = self.stream.waited() - waited_before;
             let ended = self.conclude_step(record, waited, &mut metrics, progress)?;
             if self.is_due(self.sample_every, false) {
-                let text = sampler(&mut self.engine, &self.store)?;
+                let text = sampler(&self.store)?;
                 progress.note(&format!("step {} sample: {text}", self.step));
             }
             if ended == Outcome::Interrupted || self.is_due(self.checkpoint_every, true) {

@@ -28,12 +28,9 @@ struct Rows {
 }
 
 impl KeyValueCache {
-    pub fn lengths(&self) -> &[usize] {
-        &self.lengths
-    }
-
-    pub fn capacity(&self) -> usize {
-        self.capacity
+    /// Forgets the past of one sequence.
+    pub fn rewind(&mut self, place: usize) {
+        self.lengths[place] = 0;
     }
 }
 

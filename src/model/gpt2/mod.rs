@@ -16,3 +16,6 @@ pub use init::initialize;
 pub use load::load;
 
 use super::LossSum;
+
+#[cfg(test)]
+mod tests;
