@@ -111,7 +111,7 @@ impl<'a> Output<'a> {
         let Some((stream, scanner)) = &mut self.text else { return Ok(Flow::Continue) };
         let piece = stream.push(token)?;
         match scanner.push(&piece) {
-            Scanned::Continue(text) => {
+            Scanned::More(text) => {
                 self.show(&text)?;
                 Ok(Flow::Continue)
             }
@@ -144,7 +144,7 @@ impl<'a> Output<'a> {
             let rest = stream.finish()?;
             match scanner.push(&rest) {
                 Scanned::Stopped(text) => self.show(&text)?,
-                Scanned::Continue(text) => {
+                Scanned::More(text) => {
                     self.show(&text)?;
                     let held = scanner.finish();
                     self.show(&held)?;

@@ -105,7 +105,7 @@ fn optimizer(config: &mut RunConfig) -> Result<OptimizerConfig> {
     for (key, value) in &config.optimizer.keys {
         let value = match value {
             toml::Value::Boolean(truth) => Value::Bool(*truth),
-            toml::Value::String(text) => Value::Text(text.clone()),
+            toml::Value::String(text) => Value::Text(text.clone().into()),
             toml::Value::Integer(number) => Value::Number(*number as f64),
             toml::Value::Float(number) => Value::Number(*number),
             _ => bail!("`optimizer.{key}` has a type that no optimizer takes"),
@@ -120,7 +120,7 @@ fn optimizer(config: &mut RunConfig) -> Result<OptimizerConfig> {
         let value = match value {
             Value::Number(number) => toml::Value::Float(*number),
             Value::Bool(truth) => toml::Value::Boolean(*truth),
-            Value::Text(text) => toml::Value::String(text.clone()),
+            Value::Text(text) => toml::Value::String(text.to_string()),
         };
         ((*key).to_owned(), value)
     });
