@@ -454,3 +454,97 @@ pub(super) fn nearest<'a>(given: &str, choices: impl IntoIterator<Item = &'a str
         _ => format!("it is one of {}", choices.join(", ")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(name: &str, keys: &[(&str, Value)]) -> Result<OptimizerConfig, ConfigError> {
+        let keys: Vec<_> = keys.iter().map(|(key, value)| (key.to_string(), value.clone())).collect();
+        OptimizerConfig::from_keys(name, &keys)
+    }
+
+    fn refusal(name: &str, keys: &[(&str, Value)]) -> String {
+        parse(name, keys).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_resolved_config_is_complete_and_gives_itself_back() {
+        for name in OptimizerConfig::names() {
+            for extra in [vec![], vec![("gate", true)], vec![("sam", true)]] {
+                let known = OptimizerConfig::keys(name).unwrap();
+                if !extra.iter().all(|(key, _)| known.iter().any(|(other, _)| other == key)) {
+                    continue;
+                }
+                let extra: Vec<_> = extra.into_iter().map(|(key, value)| (key, value.into())).collect();
+                let config = parse(name, &extra).unwrap();
+                let keys: Vec<(&str, Value)> = config.resolved().to_vec();
+                assert_eq!(parse(name, &keys).unwrap(), config);
+                assert_eq!(config.name(), *name);
+                assert!(config.lr() > 0.0);
+            }
+        }
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_papers() {
+        let config = parse("vradam", &[]).unwrap();
+        let expected = [
+            ("lr", 1e-3),
+            ("beta1", 0.9),
+            ("beta2", 0.999),
+            ("eps", 1e-8),
+            ("weight_decay", 1e-5),
+            ("beta3", 1.0),
+            ("alpha1", 10.0),
+            ("gate_power", 2.0),
+        ];
+        expected.iter().for_each(|&(key, value)| assert_eq!(config.number(key), value, "{key}"));
+        assert!(config.is("gate_source", "velocity") && config.is("gate_scope", "global"));
+        let lrs = ["adamw", "nadam", "rmsprop", "lion", "sophiag", "rgd", "muon"].map(|n| parse(n, &[]).unwrap().lr());
+        assert_eq!(lrs, [1e-3, 2e-3, 1e-2, 1e-4, 1e-4, 1e-3, 0.02]);
+    }
+
+    #[test]
+    fn a_wrong_key_is_refused_with_the_nearest_right_one() {
+        let message = refusal("vradam", &[("bata3", 1.0.into())]);
+        assert!(message.contains("\"bata3\"") && message.contains("\"vradam\"") && message.contains("\"beta3\""));
+        assert!(refusal("sgd", &[("beta1", 0.9.into())]).contains("\"sgd\" has no key \"beta1\""));
+        assert!(refusal("vradam", &[("gate", true.into())]).contains("no key"));
+        assert!(refusal("vradma", &[]).contains("\"vradam\""));
+        assert!(refusal("zzz", &[]).contains("vradam, adamw"));
+        assert_eq!(parse("vradam", &[("bata3", 1.0.into())]).unwrap_err().key.as_deref(), Some("bata3"));
+    }
+
+    #[test]
+    fn a_value_out_of_range_or_of_another_type_is_refused() {
+        for (name, key, value) in [
+            ("vradam", "lr", Value::from(0.0)),
+            ("vradam", "lr", f64::INFINITY.into()),
+            ("vradam", "lr", f64::NAN.into()),
+            ("vradam", "beta1", 1.0.into()),
+            ("vradam", "beta2", (-0.1).into()),
+            ("vradam", "eps", 0.0.into()),
+            ("vradam", "weight_decay", (-1.0).into()),
+            ("vradam", "beta3", f64::INFINITY.into()),
+            ("vradam", "gate_power", 0.0.into()),
+            ("vradam", "gate_source", "momentum".into()),
+            ("vradam", "gate_scope", true.into()),
+            ("vradam", "lr", "fast".into()),
+            ("sgd", "nesterov", 1.0.into()),
+            ("sophiag", "hessian_every", 2.5.into()),
+            ("sophiag", "hessian_every", 0.0.into()),
+        ] {
+            let message = refusal(name, &[(key, value.clone())]);
+            assert!(message.contains(key) && message.contains("it takes"), "{message}");
+        }
+        assert!(refusal("adamw", &[("lr", 1.0.into()), ("lr", 2.0.into())]).contains("twice"));
+    }
+
+    #[test]
+    fn a_key_that_would_do_nothing_is_refused() {
+        assert!(refusal("lion", &[("beta3", 3.0.into())]).contains("without gate = true"));
+        assert!(refusal("vradam", &[("sam_rho", 0.1.into())]).contains("without sam = true"));
+        assert!(parse("lion", &[("beta3", 3.0.into()), ("gate", true.into())]).is_ok());
+    }
+}

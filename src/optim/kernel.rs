@@ -328,3 +328,91 @@ pub(super) fn update<const N: usize, R: Rule<N>>(
     let parts: Vec<_> = work.into_par_iter().map(part).collect();
     by_range(ranges.len(), &parts)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::{Stream, fill_normal, generator};
+
+    /// A rule that divides, takes roots and compares.
+    #[derive(Clone, Copy)]
+    struct Mixed(f32);
+
+    impl Rule<2> for Mixed {
+        #[inline(always)]
+        fn apply(self, gradient: f32, weight: f32, [first, second]: [f32; 2]) -> (f32, [f32; 2]) {
+            let first = 0.9 * first + 0.1 * gradient;
+            let second = 0.99 * second + 0.01 * (gradient * gradient);
+            let sign = if first > 0.0 { 1.0 } else { -1.0 };
+            (weight - self.0 * (first / (second.sqrt() + 1e-8)).abs().min(0.7) * sign, [first, second])
+        }
+    }
+
+    fn random(len: usize, seed: u64) -> Vec<f32> {
+        let mut numbers = vec![0.0; len];
+        fill_normal(&mut generator(seed, Stream::Init), 1.0, &mut numbers);
+        numbers
+    }
+
+    fn close(a: f64, b: f64) -> bool {
+        (a - b).abs() <= 1e-12 * b.abs().max(1.0)
+    }
+
+    #[test]
+    fn every_instruction_set_gives_the_same_bits() {
+        println!("levels here: {:?}", Level::available());
+        for len in [0, 1, 15, 16, 17, 333, CHUNK + 3, 2 * CHUNK + 77] {
+            let (gradient, weight) = (random(len, 1), random(len, 2));
+            let (first, second) = (random(len, 3), random(len, 4).iter().map(|x| x * x).collect::<Vec<_>>());
+            let half = len / 2;
+            let places = [0..half, half..len];
+            let rules = [(0..half, Mixed(0.1)), (half..len, Mixed(0.2))];
+            let run = |level: Level| {
+                let mut all = [weight.clone(), first.clone(), second.clone()];
+                let [w, a, b] = &mut all;
+                let with = reduce(level, &places, &gradient, Some(&first));
+                let without = reduce(level, &places, &gradient, None);
+                let measures = [Measure::Velocity { power: 2.0 }, Measure::Gradient { scale: 0.3, power: 1.5 }];
+                let ahead = measures.map(|measure| predict(level, &rules, measure, &gradient, w, [&a[..], &b[..]]));
+                let sums = update(level, &rules, &gradient, w, [a, b]);
+                for group in [0, 1] {
+                    assert_eq!(with[group].gradient_sq.to_bits(), without[group].gradient_sq.to_bits());
+                    assert!(close(ahead[0][group], sums[group]), "{ahead:?} {sums:?}");
+                }
+                let sums: Vec<u64> = sums.iter().chain(ahead.iter().flatten()).map(|x| x.to_bits()).collect();
+                (all.map(|part| part.iter().map(|x| x.to_bits()).collect::<Vec<_>>()), sums, with)
+            };
+            let portable = run(Level::Portable);
+            for level in Level::available() {
+                assert!(run(level) == portable, "{level:?}, {len} elements");
+            }
+        }
+    }
+
+    #[test]
+    fn the_passes_do_what_a_plain_loop_does_and_leave_alone_what_no_range_covers() {
+        let len = CHUNK + 1000;
+        let (gradient, weight, first) = (random(len, 1), random(len, 2), random(len, 3));
+        let second: Vec<f32> = random(len, 4).iter().map(|x| x * x).collect();
+        let ranges = [5..40, 40..41, 100..CHUNK + 177];
+        let sums = reduce(Level::best(), &ranges, &gradient, Some(&first));
+        let rules = ranges.clone().map(|range| (range.clone(), Mixed(range.start as f32 * 1e-3)));
+        let mut got = [weight.clone(), first.clone(), second.clone()];
+        let [w, a, b] = &mut got;
+        let squares = update(Level::best(), &rules, &gradient, w, [a, b]);
+        let mut expected = [weight.clone(), first.clone(), second.clone()];
+        for (place, (range, rule)) in rules.iter().enumerate() {
+            let (mut gg, mut vg, mut vv) = (0.0, 0.0, 0.0);
+            for i in range.clone() {
+                gg += f64::from(gradient[i]).powi(2);
+                vg += f64::from(gradient[i]) * f64::from(first[i]);
+                let (new, [v, m]) = rule.apply(gradient[i], weight[i], [first[i], second[i]]);
+                (expected[0][i], expected[1][i], expected[2][i]) = (new, v, m);
+                vv += f64::from(v).powi(2);
+            }
+            let sums = sums[place];
+            assert!(close(sums.gradient_sq, gg) && close(sums.velocity_gradient, vg) && close(squares[place], vv));
+        }
+        assert!(got == expected);
+    }
+}

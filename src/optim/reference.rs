@@ -103,7 +103,8 @@ pub fn step(
     // The weights.
     let mu = |t: f64| n("beta1") * (1.0 - 0.5 * 0.96f64.powf(t * n("psi")));
     if name == Name::NAdam {
-        state.product *= mu(t);
+        // An f32 product of f32 factors, as PyTorch's.
+        state.product = f64::from(state.product as f32 * mu(t) as f32);
     }
     for i in 0..weights.len() {
         let eta = eta[usize::from(!decays[i])];
