@@ -3,7 +3,8 @@
 //! A buffer is cut into chunks of a fixed size, every chunk sums in a fixed number of f64 lanes, and the chunks' sums
 //! are added in their order. So the bits depend on neither the number of threads nor the instruction set: the inner
 //! loops are written once, are compiled for AVX-512, AVX2 and the portable baseline, and use no fused multiply-add
-//! (a product of two f32 is exact in f64, so the sums would not change by it).
+//! (a product of two f32 is exact in f64, so the sums would not change by it). What the update pass writes, it has just
+//! read, so stores around the cache would save nothing.
 
 use rayon::prelude::*;
 use std::array;
@@ -113,7 +114,9 @@ for_every_level! {
 
 /// Lanes to one number, in a fixed tree.
 #[inline(always)]
-fn total(mut lanes: [f64; LANES]) -> f64 {
+fn total(lanes: [f64; LANES]) -> f64 {
+    // Hidden from the compiler, which would otherwise cut the loop's vectors to the shape of this tree.
+    let mut lanes = std::hint::black_box(lanes);
     let mut half = LANES / 2;
     while half > 0 {
         for lane in 0..half {
@@ -132,30 +135,31 @@ fn padded(tail: &[f32]) -> [f32; LANES] {
     block
 }
 
+/// Adds the products of two blocks to the lanes' sums. A product of two f32 is exact in f64.
+#[inline(always)]
+fn add_products(sums: &mut [f64; LANES], a: &[f32; LANES], b: &[f32; LANES]) {
+    for lane in 0..LANES {
+        sums[lane] += f64::from(a[lane]) * f64::from(b[lane]);
+    }
+}
+
 #[inline(always)]
 fn reduce_body(gradient: &[f32], velocity: Option<&[f32]>) -> Sums {
     let (blocks, tail) = gradient.as_chunks::<LANES>();
-    let mut squares = [0.0f64; LANES];
-    let mut add = |block: &[f32; LANES]| {
-        for lane in 0..LANES {
-            squares[lane] += f64::from(block[lane]) * f64::from(block[lane]);
+    let (mut squares, mut products) = ([0.0f64; LANES], [0.0f64; LANES]);
+    if let Some(velocity) = velocity {
+        let (velocity_blocks, velocity_tail) = velocity.as_chunks::<LANES>();
+        for (block, velocity) in blocks.iter().zip(velocity_blocks) {
+            add_products(&mut squares, block, block);
+            add_products(&mut products, block, velocity);
         }
-    };
-    let Some(velocity) = velocity else {
-        blocks.iter().for_each(&mut add);
-        add(&padded(tail));
-        return Sums { gradient_sq: total(squares), velocity_gradient: 0.0 };
-    };
-    let (velocity_blocks, velocity_tail) = velocity.as_chunks::<LANES>();
-    let mut products = [0.0f64; LANES];
-    let mut add_both = |block: &[f32; LANES], velocity: &[f32; LANES]| {
-        add(block);
-        for lane in 0..LANES {
-            products[lane] += f64::from(block[lane]) * f64::from(velocity[lane]);
+        add_products(&mut products, &padded(tail), &padded(velocity_tail));
+    } else {
+        for block in blocks {
+            add_products(&mut squares, block, block);
         }
-    };
-    blocks.iter().zip(velocity_blocks).for_each(|(block, velocity)| add_both(block, velocity));
-    add_both(&padded(tail), &padded(velocity_tail));
+    }
+    add_products(&mut squares, &padded(tail), &padded(tail));
     Sums { gradient_sq: total(squares), velocity_gradient: total(products) }
 }
 
@@ -200,9 +204,7 @@ fn update_body<const N: usize, R: Rule<N>>(
     for (index, (gradient, weight)) in gradient_blocks.iter().zip(weight_blocks).enumerate() {
         let before: [[f32; LANES]; N] = array::from_fn(|k| state_blocks[k][index]);
         let (new_weight, after) = apply_block(rule, gradient, weight, &before);
-        for lane in 0..LANES {
-            sums[lane] += f64::from(after[0][lane]) * f64::from(after[0][lane]);
-        }
+        add_products(&mut sums, &after[0], &after[0]);
         *weight = new_weight;
         for k in 0..N {
             state_blocks[k][index] = after[k];
@@ -215,9 +217,9 @@ fn update_body<const N: usize, R: Rule<N>>(
     for (tail, block) in state_tails.iter_mut().zip(&after) {
         tail.copy_from_slice(&block[..rest]);
     }
-    for lane in 0..rest {
-        sums[lane] += f64::from(after[0][lane]) * f64::from(after[0][lane]);
-    }
+    // What a rule makes of the filling must not count.
+    let kept = padded(&after[0][..rest]);
+    add_products(&mut sums, &kept, &kept);
     total(sums)
 }
 

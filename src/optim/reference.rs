@@ -2,8 +2,9 @@
 //!
 //! Nothing here is fast, shared with the kernels, or aware of chunks, flat storages and one-pass sums.
 
-use super::config::{Name, OptimizerConfig};
+use super::config::OptimizerConfig;
 use super::gate::{GateScope, GateSource, gate};
+use super::keys::Name;
 
 /// The state of a reference run; one number of each for every weight.
 #[derive(Clone, Debug, PartialEq)]

@@ -133,7 +133,7 @@ fn any_number_of_threads_gives_the_same_bits() {
 fn without_beta3_vradam_is_adamw_bit_for_bit() {
     let layout = odd_layout();
     let decay = ("weight_decay", Value::from(0.1));
-    let mut adamw = Run::new(&config("adamw", &[decay.clone()]), &layout);
+    let mut adamw = Run::new(&config("adamw", std::slice::from_ref(&decay)), &layout);
     adamw.steps(0..10);
     for keys in [&[("beta3", 0.0.into())], &[("alpha1", 0.0.into())]] {
         let mut vradam = Run::new(&config("vradam", &[keys, &[decay.clone()][..]].concat()), &layout);
@@ -296,10 +296,8 @@ fn a_state_of_another_optimizer_or_model_is_refused_and_the_old_one_stays() {
     run.steps(0..3);
     let before = run.bits();
     let good = through_a_checkpoint(&run.optimizer.state());
-    let mut bad = vec![];
-    bad.push(Run::new(&config("lion", &[]), &layout).optimizer.state());
-    bad.push(Run::new(&config("nadam", &[]), &layout).optimizer.state());
-    bad.push(Run::new(&config("rmsprop", &[]), &layout).optimizer.state());
+    let mut bad =
+        ["lion", "nadam", "rmsprop"].map(|name| Run::new(&config(name, &[]), &layout).optimizer.state()).to_vec();
     bad.push(Run::new(&config("vradam", &[]), &super::layout(&[("a", &[3], true)])).optimizer.state());
     for value in [f64::NAN, -1.0, 1.5] {
         let mut state = good.clone();
