@@ -99,7 +99,7 @@ const fn momentum(default: f64) -> Key {
     number("momentum", default, Allowed::Fraction)
 }
 
-/// VRAdam has these always; the others where `gate = true`.
+/// The keys of the gate, which VRAdam has unless `gate = false` and the others where `gate = true`.
 pub(super) const GATE: &[Key] = &[
     number("beta3", 1.0, Allowed::NonNegative),
     number("alpha1", 10.0, Allowed::NonNegative),
@@ -207,9 +207,7 @@ impl Name {
     /// Every key of the optimizer.
     pub fn keys(self) -> Vec<Key> {
         let mut keys = self.own_keys();
-        if self != Self::VrAdam {
-            keys.push(flag("gate", false));
-        }
+        keys.push(flag("gate", self == Self::VrAdam));
         keys.extend_from_slice(GATE);
         keys.push(flag("sam", false));
         keys.extend_from_slice(SAM);

@@ -135,7 +135,7 @@ fn without_beta3_vradam_is_adamw_bit_for_bit() {
     let decay = ("weight_decay", Value::from(0.1));
     let mut adamw = Run::new(&config("adamw", std::slice::from_ref(&decay)), &layout);
     adamw.steps(0..10);
-    for keys in [&[("beta3", 0.0.into())], &[("alpha1", 0.0.into())]] {
+    for keys in [&[("beta3", 0.0.into())], &[("alpha1", 0.0.into())], &[("gate", false.into())]] {
         let mut vradam = Run::new(&config("vradam", &[keys, &[decay.clone()][..]].concat()), &layout);
         vradam.steps(0..10);
         assert_eq!(vradam.bits(), adamw.bits());
