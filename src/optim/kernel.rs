@@ -336,14 +336,14 @@ mod tests {
     use super::*;
     use crate::random::{Stream, fill_normal, generator};
 
-    /// A rule that divides, takes roots and compares.
+    /// A rule that divides, takes roots and compares, and makes something of nothing.
     #[derive(Clone, Copy)]
     struct Mixed(f32);
 
     impl Rule<2> for Mixed {
         #[inline(always)]
         fn apply(self, gradient: f32, weight: f32, [first, second]: [f32; 2]) -> (f32, [f32; 2]) {
-            let first = 0.9 * first + 0.1 * gradient;
+            let first = 0.9 * first + 0.1 * gradient + 0.01;
             let second = 0.99 * second + 0.01 * (gradient * gradient);
             let sign = if first > 0.0 { 1.0 } else { -1.0 };
             (weight - self.0 * (first / (second.sqrt() + 1e-8)).abs().min(0.7) * sign, [first, second])
