@@ -253,7 +253,7 @@ kernel! {
 
 kernel! {
     fn scale_rows(rows: &mut [f32], scales: &[f32]) {
-        for (row, scale) in rows.chunks_exact_mut(rows.len() / scales.len()).zip(scales) {
+        for (row, &scale) in rows.chunks_exact_mut(rows.len() / scales.len()).zip(scales) {
             row.iter_mut().for_each(|value| *value *= scale);
         }
     }
@@ -274,7 +274,7 @@ kernel! {
         p: &mut [f32], ds: &mut [f32], stride: usize, first: usize, columns: usize, logs: &[f32], deltas: &[f32],
     ) {
         let rows = p.chunks_exact_mut(stride).zip(ds.chunks_exact_mut(stride)).zip(logs.iter().zip(deltas));
-        for (index, ((p, ds), (log, delta))) in rows.enumerate() {
+        for (index, ((p, ds), (&log, &delta))) in rows.enumerate() {
             let ((p, p_beyond), (ds, ds_beyond)) =
                 (p[..columns].split_at_mut(first + index + 1), ds[..columns].split_at_mut(first + index + 1));
             p_beyond.fill(0.0);
