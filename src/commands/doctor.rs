@@ -95,7 +95,10 @@ pub fn measured_flops_per_s() -> f64 {
 
 fn threads() -> Check {
     let speed = measured_flops_per_s() / 1e9;
-    let finding = format!("{} (RAYON_NUM_THREADS changes it); products at {speed:.0} GFLOP/s in f32", rayon::current_num_threads());
+    let finding = format!(
+        "{} (RAYON_NUM_THREADS changes it); products at {speed:.0} GFLOP/s in f32",
+        rayon::current_num_threads()
+    );
     check("threads", Verdict::Good, finding)
 }
 
@@ -119,7 +122,9 @@ fn cache() -> Check {
     let writable = std::fs::create_dir_all(folder).and_then(|()| tempfile::tempfile_in(folder));
     match writable {
         Ok(_) => check("cache", Verdict::Good, format!("{} is writable", folder.display())),
-        Err(error) => check("cache", Verdict::Bad, format!("{} is not writable: {error}; set HF_HOME", folder.display())),
+        Err(error) => {
+            check("cache", Verdict::Bad, format!("{} is not writable: {error}; set HF_HOME", folder.display()))
+        }
     }
 }
 
@@ -141,7 +146,9 @@ fn hub() -> Check {
 
 fn token() -> Check {
     match Hub::from_env() {
-        Ok(hub) if hub.settings().token_source().is_some() => check("token", Verdict::Good, "a Hugging Face token is set"),
+        Ok(hub) if hub.settings().token_source().is_some() => {
+            check("token", Verdict::Good, "a Hugging Face token is set")
+        }
         _ => check("token", Verdict::Note, "no HF_TOKEN and no token file: gated repositories will refuse"),
     }
 }

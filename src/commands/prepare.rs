@@ -174,7 +174,8 @@ fn check_fit(config: &RunConfig, model: &Gpt2Config, vocabulary: Option<usize>) 
         && vocabulary > model.vocab_size
     {
         let key = if settings.is_set("model.vocab_size") { "model.vocab_size" } else { "tokenizer.source" };
-        let message = format!("the tokenizer has {vocabulary} tokens, the model only {} (`model.vocab_size`)", model.vocab_size);
+        let message =
+            format!("the tokenizer has {vocabulary} tokens, the model only {} (`model.vocab_size`)", model.vocab_size);
         return Err(settings.error(key, message).into());
     }
     if config.train.sequence_length > model.n_positions {
@@ -194,12 +195,7 @@ fn check_fit(config: &RunConfig, model: &Gpt2Config, vocabulary: Option<usize>) 
 }
 
 /// The length of the run in steps.
-fn steps(
-    config: &RunConfig,
-    data: &RunData,
-    tokenizer: Option<&TextTokenizer>,
-    model: &Gpt2Config,
-) -> Result<u64> {
+fn steps(config: &RunConfig, data: &RunData, tokenizer: Option<&TextTokenizer>, model: &Gpt2Config) -> Result<u64> {
     let train = &config.train;
     match train.duration {
         Duration::Steps(steps) => Ok(steps),
@@ -225,7 +221,8 @@ fn rows_of_an_epoch(
     if let DataSource::Files(sources) = &config.data.source
         && sources.iter().any(|source| matches!(source, Source::Hub(_)))
     {
-        let message = "`train.epochs` would need the whole data set counted first: give `train.steps` or `train.tokens`";
+        let message =
+            "`train.epochs` would need the whole data set counted first: give `train.steps` or `train.tokens`";
         return Err(config.settings.0.error("train.epochs", message).into());
     }
     let settings = setup::stream_settings(config, model.vocab_size);
@@ -251,4 +248,3 @@ fn schedule(config: &RunConfig, horizon: u64) -> Result<Schedule> {
         config.settings.0.error(&key, error.to_string()).into()
     })
 }
-

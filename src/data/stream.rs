@@ -197,6 +197,17 @@ impl TokenStream {
         self.pipeline.fill()
     }
 
+    /// The queue's fill, for a progress line.
+    pub fn queue_note(&self) -> String {
+        format!(" | queue {:.0}%", 100.0 * self.queue_fill())
+    }
+
+    /// Where the next row begins, for an error message.
+    pub fn describe_position(&self) -> String {
+        let Position { epoch, unit, document, token, .. } = self.position();
+        format!("epoch {epoch}, unit {unit}, document {document}, token {token} of the data")
+    }
+
     /// Null texts skipped since the stream was opened, by the reader, which is ahead of the trainer.
     pub fn skipped_nulls(&self) -> usize {
         self.plan.nulls.load(Ordering::Relaxed)

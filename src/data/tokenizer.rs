@@ -90,6 +90,18 @@ impl TextTokenizer {
         &self.tokenizer
     }
 
+    /// The ids of a text that a user wrote: special tokens in it are recognised, none are added.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding =
+            self.tokenizer.encode(text, false).map_err(|error| anyhow!("cannot tokenise {text:?}: {error}"))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of `ids`, special tokens included.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.tokenizer.decode(ids, false).map_err(|error| anyhow!("cannot decode token ids: {error}"))
+    }
+
     /// SHA-256 of all that the tokenizer is.
     pub fn digest(&self) -> [u8; 32] {
         self.digest

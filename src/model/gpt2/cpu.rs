@@ -131,7 +131,14 @@ impl Model {
         layer_norm::forward(x, weight, bias, epsilon, y, mean, rstd);
     }
 
-    pub fn project(&self, weights: &[f32], layer: LinearParameters, x: &[f32], residual: Option<&[f32]>, y: &mut [f32]) {
+    pub fn project(
+        &self,
+        weights: &[f32],
+        layer: LinearParameters,
+        x: &[f32],
+        residual: Option<&[f32]>,
+        y: &mut [f32],
+    ) {
         linear::forward(x, self.linear_weight(weights, layer), Some(self.weight(weights, layer.bias)), residual, y);
     }
 

@@ -46,7 +46,13 @@ fn case(config: &Gpt2Config, time: usize) -> Result<(Arc<Layout>, ParameterStore
 }
 
 /// The whole model as one graph over variables in f64: the sum of the losses.
-fn twin_loss(config: &Gpt2Config, layout: &Layout, variables: &[Var], inputs: &[u32], targets: &[u32]) -> Result<Tensor> {
+fn twin_loss(
+    config: &Gpt2Config,
+    layout: &Layout,
+    variables: &[Var],
+    inputs: &[u32],
+    targets: &[u32],
+) -> Result<Tensor> {
     let parameters = config.parameters(layout);
     let tensor = |index: usize| variables[index].as_tensor().clone();
     let linear = |p: LinearParameters| [tensor(p.weight), tensor(p.bias)];
@@ -101,7 +107,9 @@ fn every_gradient_of_the_fast_path_equals_the_twins_in_f64() -> Result<()> {
             assert!(store.without_gradient().is_empty());
             for (index, parameter) in layout.parameters().iter().enumerate() {
                 let gradient = store.view(store.gradients(), index)?.flatten_all()?.to_vec1::<f32>()?;
-                let Some(reference) = expected.get(&variables[index]) else { panic!("no gradient of {}", parameter.name) };
+                let Some(reference) = expected.get(&variables[index]) else {
+                    panic!("no gradient of {}", parameter.name)
+                };
                 let reference = reference.flatten_all()?.to_vec1::<f64>()?;
                 // One position attends to itself alone: query and key have no gradient, so the bias compares to noise.
                 let error = distance(&gradient, &reference);
