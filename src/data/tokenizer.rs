@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tokenizers::models::ModelWrapper;
 use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -126,7 +126,7 @@ impl DocumentEncoder {
 }
 
 /// GPT-2's kind of tokenizer from its two files.
-fn byte_level_bpe(vocabulary: &PathBuf, merges: &PathBuf) -> Result<Tokenizer> {
+fn byte_level_bpe(vocabulary: &Path, merges: &Path) -> Result<Tokenizer> {
     let build = || -> tokenizers::Result<Tokenizer> {
         let bpe = BPE::from_file(&vocabulary.to_string_lossy(), &merges.to_string_lossy()).build()?;
         let special = bpe.get_vocab().contains_key(END_OF_TEXT);
