@@ -6,6 +6,7 @@
 mod bytes;
 mod data_set;
 mod document;
+mod documents;
 mod files;
 mod jsonl;
 mod order;
@@ -24,6 +25,7 @@ mod tests;
 pub use bytes::{ByteSource, LocalFile, MemoryFile};
 pub use data_set::{DataSet, Summary};
 pub use document::{Document, Opening};
+pub use documents::documents_as_ids;
 pub use files::{FileKind, SourceFile, local_files, select};
 pub use order::Order;
 pub use position::{Identity, Position};

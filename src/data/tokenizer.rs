@@ -90,6 +90,17 @@ impl TextTokenizer {
         &self.tokenizer
     }
 
+    /// The ids of a prompt: special tokens are recognised, none is added.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.tokenizer.encode_fast(text, false).map_err(|error| anyhow!(error));
+        Ok(encoding.context("cannot tokenize the text")?.get_ids().to_vec())
+    }
+
+    /// The text of `ids`, special tokens included.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.tokenizer.decode(ids, false).map_err(|error| anyhow!(error)).context("cannot turn ids into text")
+    }
+
     /// SHA-256 of all that the tokenizer is.
     pub fn digest(&self) -> [u8; 32] {
         self.digest
@@ -213,7 +224,7 @@ mod tests {
         without["added_tokens"] = json!([]);
         let renamed = without.to_string().replace("<|endoftext|>", "<stop>");
         let tokenizer = ("tokenizer.json", Value::from(renamed.as_str()));
-        let error = TextTokenizer::load(folder(&[tokenizer.clone()])?.path()).err().map(|e| format!("{e:#}"));
+        let error = TextTokenizer::load(folder(std::slice::from_ref(&tokenizer))?.path()).err().map(|e| format!("{e:#}"));
         assert!(error.is_some_and(|e| e.contains("looked for <|endoftext|>, </s>")));
         for named in [json!({"eos_token": "<stop>"}), json!({"eos_token": {"content": "<stop>"}})] {
             for file in ["tokenizer_config.json", "special_tokens_map.json"] {
