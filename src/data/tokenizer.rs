@@ -224,7 +224,8 @@ mod tests {
         without["added_tokens"] = json!([]);
         let renamed = without.to_string().replace("<|endoftext|>", "<stop>");
         let tokenizer = ("tokenizer.json", Value::from(renamed.as_str()));
-        let error = TextTokenizer::load(folder(std::slice::from_ref(&tokenizer))?.path()).err().map(|e| format!("{e:#}"));
+        let error =
+            TextTokenizer::load(folder(std::slice::from_ref(&tokenizer))?.path()).err().map(|e| format!("{e:#}"));
         assert!(error.is_some_and(|e| e.contains("looked for <|endoftext|>, </s>")));
         for named in [json!({"eos_token": "<stop>"}), json!({"eos_token": {"content": "<stop>"}})] {
             for file in ["tokenizer_config.json", "special_tokens_map.json"] {
