@@ -52,7 +52,7 @@ fn main() -> Result<()> {
         }
         let (seconds, tokens) = (start.elapsed().as_secs_f64(), batches * ROWS * SEQUENCE_LENGTH);
         println!(
-            "{threads} tokenizing thread(s): first row after {first:.3} s, {tokens} tokens in {seconds:.2} s, {:.0} tokens/s",
+            "{threads} tokenizing thread(s): first row after {first:.3} s, {tokens} tokens in {seconds:.2} s, {:.0}/s",
             tokens as f64 / seconds
         );
     }

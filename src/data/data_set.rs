@@ -244,6 +244,16 @@ impl Documents {
         self.unit_bytes[unit]
     }
 
+    /// What messages call a unit, named by its place in the files.
+    pub fn unit_name(&self, unit: usize) -> String {
+        let UnitPlace { file, unit } = self.units[unit];
+        match &self.files[file] {
+            DocumentFile::Parquet(file) => file.unit_name(unit),
+            DocumentFile::Jsonl(file) => file.unit_name(unit),
+            DocumentFile::Text(file) => file.unit_name(unit),
+        }
+    }
+
     /// The texts of a unit, named by its place in the files.
     pub fn read(&self, unit: usize, order: Order) -> Result<UnitText> {
         let UnitPlace { file, unit } = self.units[unit];

@@ -19,6 +19,12 @@ impl JsonlFile {
         Self { bytes, text_column: text_column.to_string(), unit_bytes }
     }
 
+    /// What messages call a unit.
+    pub fn unit_name(&self, unit: usize) -> String {
+        let start = unit as u64 * self.unit_bytes;
+        format!("about the bytes {start}..{} of {}", (start + self.unit_bytes).min(self.bytes.len()), self.bytes.name())
+    }
+
     pub fn units(&self) -> usize {
         self.bytes.len().div_ceil(self.unit_bytes) as usize
     }
@@ -136,7 +142,10 @@ mod tests {
 
     #[test]
     fn every_line_belongs_to_exactly_one_unit_whatever_the_size_of_units() -> Result<()> {
-        let lines = "\u{feff}{\"text\": \"one\"}\r\n\n{\"id\": 2, \"text\": null}\n{\"text\":\"zwei\\u00fc\\n\"}\n  \n{\"text\":\"\"}";
+        let lines = concat!(
+            "\u{feff}{\"text\": \"one\"}\r\n\n{\"id\": 2, \"text\": null}\n",
+            "{\"text\":\"zwei\\u00fc\\n\"}\n  \n{\"text\":\"\"}"
+        );
         for unit_bytes in 1..lines.len() as u64 + 2 {
             let (texts, nulls) = texts(&file(lines.as_bytes(), unit_bytes))?;
             assert_eq!((texts, nulls), (vec!["one".into(), "zweiü\n".into(), String::new()], 1), "{unit_bytes}");

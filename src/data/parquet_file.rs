@@ -68,6 +68,11 @@ impl ParquetFile {
         self.groups.iter().map(|group| group.rows as u64).sum()
     }
 
+    /// What messages call a unit.
+    pub fn unit_name(&self, unit: usize) -> String {
+        format!("row group {} of {}", self.groups[unit].number, self.bytes.name())
+    }
+
     /// Bytes that reading the unit fetches (compressed).
     pub fn unit_bytes(&self, unit: usize) -> u64 {
         self.groups[unit].column.byte_range().1
@@ -81,24 +86,24 @@ impl ParquetFile {
     /// The documents of one row group: one read, of the text column's bytes.
     pub fn read_unit(&self, unit: usize) -> Result<UnitText> {
         let group = &self.groups[unit];
-        let place = || format!("row group {} of {}", group.number, self.bytes.name());
+        let place = || self.unit_name(unit);
         let (start, length) = group.column.byte_range();
         let bytes = self.bytes.read(start..start + length)?;
         let chunk = ColumnBytes { start, bytes: bytes.into() };
         let (levels, values) = decode(chunk, group).with_context(|| torn(&place(), "its text does not decode"))?;
-        let mut unit = UnitText::default();
+        let mut read = UnitText::default();
         let mut values = values.into_iter();
         for row in 0..group.rows {
             if levels.get(row).is_some_and(|&level| level < group.column.column_descr().max_def_level()) {
-                unit.nulls += 1;
+                read.nulls += 1;
                 continue;
             }
             let value = values.next().with_context(|| torn(&place(), "fewer texts than rows"))?;
             let text = String::from_utf8(value.data().to_vec())
                 .with_context(|| format!("the text of row {row} of {} is not UTF-8", place()))?;
-            unit.documents.push(Document { opening: Opening::Begins, text });
+            read.documents.push(Document { opening: Opening::Begins, text });
         }
-        Ok(unit)
+        Ok(read)
     }
 }
 

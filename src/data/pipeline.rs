@@ -94,6 +94,23 @@ impl Plan {
         tokens.div_ceil(each).max(2)
     }
 
+    /// What messages call a document (or a token file's row): its unit is named by the place in the epoch's order.
+    pub fn describe(&self, epoch: u64, place: u64, document: u64) -> String {
+        let Some(&unit) = self.order.units(epoch, self.units()).get(place as usize) else {
+            return "the end".to_string();
+        };
+        match &self.data.contents {
+            Contents::Documents(documents) => format!("document {document} of {}", documents.unit_name(unit)),
+            Contents::Tokens(files) => {
+                let first = unit as u64 * self.block_rows();
+                let mut rows: Vec<u64> =
+                    (first..files.rows(self.sequence_length).min(first + self.block_rows())).collect();
+                self.order.within_unit(epoch, unit, &mut rows);
+                rows.get(document as usize).map_or("the end".to_string(), |row| format!("row {row} of the token files"))
+            }
+        }
+    }
+
     /// Reads a unit, named by its place in the files, without its first `skip` documents or rows in the visit's order.
     fn read(&self, epoch: u64, unit: usize, skip: u64) -> Result<Unit> {
         match &self.data.contents {

@@ -82,6 +82,8 @@ pub struct TokenStream {
     place: (u64, u64),
     /// What the first segment after a resume must be.
     resumed_at: Option<Position>,
+    /// Where the last batch began: epoch, unit, document, token.
+    batch_start: (u64, u64, u64, u64),
     rows_in_epoch: u64,
     tokens_in_epoch: u64,
     /// Epochs in a row that ended without giving one row.
@@ -152,6 +154,7 @@ impl TokenStream {
             offset: resumed_at.token as usize,
             buffered: 0,
             place: (resumed_at.unit, resumed_at.document),
+            batch_start: (resumed_at.epoch, resumed_at.unit, resumed_at.document, resumed_at.token),
             resumed_at: Some(resumed_at).filter(|position| position.token > 0),
             rows_in_epoch: 0,
             tokens_in_epoch: 0,
@@ -163,8 +166,12 @@ impl TokenStream {
     pub fn next_batch(&mut self, rows: usize) -> Result<Batch> {
         let mut batch = Batch::with_capacity(rows, self.plan.sequence_length);
         let mut row = Vec::with_capacity(self.plan.sequence_length + 1);
-        for _ in 0..rows {
+        for index in 0..rows {
             self.wait_for_row()?;
+            if index == 0 {
+                let (unit, document) = self.next_place();
+                self.batch_start = (self.epoch, unit, document, self.offset as u64);
+            }
             self.take_row(&mut row);
             batch.push(&row);
         }
@@ -177,13 +184,30 @@ impl TokenStream {
         Ok(self.epoch)
     }
 
-    /// The place of the next row.
-    pub fn position(&self) -> Position {
-        let (unit, document) = match (self.cutting, self.segments.front()) {
+    /// Unit and document that the next row begins in.
+    fn next_place(&self) -> (u64, u64) {
+        match (self.cutting, self.segments.front()) {
             // The place alone: the front segment, if it is here yet, may be called by another name.
             (Cutting::Rows, _) | (_, None) => self.place,
             (Cutting::Concatenated, Some((unit, segment))) => (*unit, segment.document),
-        };
+        }
+    }
+
+    /// For a message: where the batch that [`Self::next_batch`] gave last begins.
+    pub fn describe_position(&self) -> String {
+        let (epoch, unit, document, token) = self.batch_start;
+        let document = self.plan.describe(epoch, unit, document);
+        format!("token {token} of {document} (in epoch {epoch}, where it is unit {unit} of the visit's order)")
+    }
+
+    /// For the progress line: how full the queue is.
+    pub fn queue_note(&self) -> String {
+        format!(" | data queue {:.0}%", 100.0 * self.queue_fill())
+    }
+
+    /// The place of the next row.
+    pub fn position(&self) -> Position {
+        let (unit, document) = self.next_place();
         Position { epoch: self.epoch, unit, document, token: self.offset as u64, identity: self.identity.clone() }
     }
 
@@ -195,17 +219,6 @@ impl TokenStream {
     /// How full the queue ahead of the trainer is, from 0 to 1.
     pub fn queue_fill(&self) -> f64 {
         self.pipeline.fill()
-    }
-
-    /// The queue's fill, for a progress line.
-    pub fn queue_note(&self) -> String {
-        format!(" | queue {:.0}%", 100.0 * self.queue_fill())
-    }
-
-    /// Where the next row begins, for an error message.
-    pub fn describe_position(&self) -> String {
-        let Position { epoch, unit, document, token, .. } = self.position();
-        format!("epoch {epoch}, unit {unit}, document {document}, token {token} of the data")
     }
 
     /// Null texts skipped since the stream was opened, by the reader, which is ahead of the trainer.
@@ -245,7 +258,7 @@ impl TokenStream {
         // After a resume near the end one epoch may well give no row; the one after it is complete.
         if self.empty_epochs == 2 {
             bail!(
-                "the data hold {} tokens, but a row takes {} (sequence_length + 1): use more data or a shorter sequence",
+                "the data hold {} tokens, but a row takes {} (sequence_length + 1): use more data or shorter sequences",
                 self.tokens_in_epoch,
                 self.plan.sequence_length + 1
             );
@@ -325,7 +338,7 @@ fn check_vocabulary(data: &DataSet, tokenizer: Option<&TextTokenizer>, settings:
     if let Contents::Tokens(files) = &data.contents {
         ensure!(
             files.rows(sequence_length) > 0,
-            "the data hold {} tokens, but a row takes {} (sequence_length + 1): use more data or a shorter sequence",
+            "the data hold {} tokens, but a row takes {} (sequence_length + 1): use more data or shorter sequences",
             files.tokens(),
             sequence_length + 1
         );

@@ -23,11 +23,17 @@ impl TextFile {
         Self { bytes, unit_bytes, piece_bytes }
     }
 
+    /// What messages call a unit.
+    pub fn unit_name(&self, unit: usize) -> String {
+        let start = unit as u64 * self.unit_bytes;
+        format!("about the bytes {start}..{} of {}", (start + self.unit_bytes).min(self.bytes.len()), self.bytes.name())
+    }
+
     pub fn units(&self) -> usize {
         self.bytes.len().div_ceil(self.unit_bytes) as usize
     }
 
-    /// How far from its nominal place a cut between units is looked for: less than a unit, so that cuts keep their order.
+    /// How far from its nominal place a cut between units is looked for: less than a unit, so cuts keep their order.
     fn reach(&self) -> usize {
         (self.unit_bytes / 16) as usize
     }
@@ -44,7 +50,7 @@ impl TextFile {
         let end = if nominal_end >= len { bytes.len() } else { cut(&bytes, within(nominal_end), self.reach()) };
         let text = String::from_utf8(bytes[start..end].to_vec()).with_context(|| {
             format!(
-                "{} is not UTF-8 text (between the bytes {} and {})",
+                "{} is not UTF-8 text (looked at the bytes {}..{})",
                 self.bytes.name(),
                 from + start as u64,
                 from + end as u64
@@ -113,7 +119,8 @@ mod tests {
         fn units_and_pieces_put_together_are_the_file(
             text in "[a-c \n.é语]{1,600}", unit_bytes in 64u64..200, piece_bytes in 16usize..60, shuffled: bool
         ) {
-            let file = TextFile::new(Arc::new(MemoryFile::new("x.txt", text.clone().into_bytes())), unit_bytes, piece_bytes);
+            let bytes = Arc::new(MemoryFile::new("x.txt", text.clone().into_bytes()));
+            let file = TextFile::new(bytes, unit_bytes, piece_bytes);
             let mut all = String::new();
             for unit in 0..file.units() {
                 let order = if shuffled { SHUFFLED } else { Order::Sequential };

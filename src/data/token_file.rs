@@ -46,7 +46,7 @@ impl TokenFile {
                 let (tokens, expected) = (u64::from(number(2)), LLMC_HEADER + u64::from(number(2)) * width as u64);
                 ensure!(
                     expected == len,
-                    "the header of {name} counts {tokens} tokens, which takes {expected} bytes, but the file has {len}: \
+                    "the header of {name} counts {tokens} tokens, which take {expected} bytes, but the file has {len}: \
                      it is cut or damaged"
                 );
                 (width, LLMC_HEADER, tokens)
@@ -176,7 +176,7 @@ mod tests {
     fn a_wrong_length_count_or_version_is_refused() {
         for (bytes, said) in [
             (vec![1, 2, 3], "odd length of 3"),
-            (llmc(LLMC_MAGIC_U16, 1, 3, &[0; 4]), "counts 3 tokens, which takes 1030 bytes, but the file has 1028"),
+            (llmc(LLMC_MAGIC_U16, 1, 3, &[0; 4]), "counts 3 tokens, which take 1030 bytes, but the file has 1028"),
             (llmc(LLMC_MAGIC_U16, 7, 2, &[0; 4]), "version 7"),
             (llmc(LLMC_MAGIC_U16, 1, 0, &[]), "holds no tokens"),
             (LLMC_MAGIC_U16.to_le_bytes().to_vec(), "fewer than its header"),

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tokenizers::models::ModelWrapper;
 use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -90,16 +90,15 @@ impl TextTokenizer {
         &self.tokenizer
     }
 
-    /// The ids of a text that a user wrote: special tokens in it are recognised, none are added.
+    /// The ids of a prompt: special tokens are recognised, none is added.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding =
-            self.tokenizer.encode(text, false).map_err(|error| anyhow!("cannot tokenise {text:?}: {error}"))?;
-        Ok(encoding.get_ids().to_vec())
+        let encoding = self.tokenizer.encode_fast(text, false).map_err(|error| anyhow!(error));
+        Ok(encoding.context("cannot tokenize the text")?.get_ids().to_vec())
     }
 
     /// The text of `ids`, special tokens included.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.tokenizer.decode(ids, false).map_err(|error| anyhow!("cannot decode token ids: {error}"))
+        self.tokenizer.decode(ids, false).map_err(|error| anyhow!(error)).context("cannot turn ids into text")
     }
 
     /// SHA-256 of all that the tokenizer is.
@@ -138,7 +137,7 @@ impl DocumentEncoder {
 }
 
 /// GPT-2's kind of tokenizer from its two files.
-fn byte_level_bpe(vocabulary: &PathBuf, merges: &PathBuf) -> Result<Tokenizer> {
+fn byte_level_bpe(vocabulary: &Path, merges: &Path) -> Result<Tokenizer> {
     let build = || -> tokenizers::Result<Tokenizer> {
         let bpe = BPE::from_file(&vocabulary.to_string_lossy(), &merges.to_string_lossy()).build()?;
         let special = bpe.get_vocab().contains_key(END_OF_TEXT);
@@ -225,7 +224,8 @@ mod tests {
         without["added_tokens"] = json!([]);
         let renamed = without.to_string().replace("<|endoftext|>", "<stop>");
         let tokenizer = ("tokenizer.json", Value::from(renamed.as_str()));
-        let error = TextTokenizer::load(folder(&[tokenizer.clone()])?.path()).err().map(|e| format!("{e:#}"));
+        let error =
+            TextTokenizer::load(folder(std::slice::from_ref(&tokenizer))?.path()).err().map(|e| format!("{e:#}"));
         assert!(error.is_some_and(|e| e.contains("looked for <|endoftext|>, </s>")));
         for named in [json!({"eos_token": "<stop>"}), json!({"eos_token": {"content": "<stop>"}})] {
             for file in ["tokenizer_config.json", "special_tokens_map.json"] {

@@ -13,7 +13,7 @@ pub struct ValidationSet {
 }
 
 impl ValidationSet {
-    /// The first `tokens` targets of `data` in the order of the files (at least one row, no more than the data have), in
+    /// The first `tokens` targets of `data` in the order of the files (at least one row, no more than there are), in
     /// batches of `rows` rows of which the last may have fewer. `settings.order` should be sequential.
     pub fn open(
         data: Arc<DataSet>,
@@ -26,7 +26,10 @@ impl ValidationSet {
         let names = data.names().join(", ");
         let wanted = (tokens / settings.sequence_length as u64).max(1);
         let read = || -> Result<Vec<Batch>> {
-            let mut stream = TokenStream::open(data, tokenizer, settings, None)?;
+            // What would lie in the queue at the end is thrown away.
+            let settings =
+                StreamSettings { queue_tokens: settings.queue_tokens.min(tokens as usize), ..settings.clone() };
+            let mut stream = TokenStream::open(data, tokenizer, &settings, None)?;
             let mut batches: Vec<Batch> = Vec::new();
             for _ in 0..wanted {
                 if stream.epoch()? > 0 {

@@ -1,6 +1,6 @@
 //! Claims about files: parquet of pyarrow and of every kind of page is read as written, and damage is an error.
 
-use super::super::Position;
+use super::super::{Position, documents_as_ids};
 use super::*;
 use proptest::prelude::*;
 use std::path::Path;
@@ -86,7 +86,9 @@ fn a_parquet_file_cut_anywhere_is_refused_before_training() -> Result<()> {
 
 proptest! {
     #[test]
-    fn damaged_parquet_is_an_error_or_other_text_but_never_a_panic(at in 0usize..4500, bytes in prop::collection::vec(any::<u8>(), 1..9)) {
+    fn damaged_parquet_is_an_error_or_other_text_but_never_a_panic(
+        at in 0usize..4500, bytes in prop::collection::vec(any::<u8>(), 1..9)
+    ) {
         let mut whole = std::fs::read(fixture("snappy-v1.parquet")).expect("the fixture");
         let at = at.min(whole.len() - bytes.len());
         whole[at..at + bytes.len()].copy_from_slice(&bytes);
@@ -151,5 +153,29 @@ fn a_position_of_other_data_or_settings_is_refused_and_says_what_changed() -> Re
     assert!(message(open(&bytes, &unshuffled, Some(&position))).contains("seed of the shuffle was 1 and is none"));
     let outside = Position { unit: 7, ..position };
     assert!(message(open(&bytes, &before, Some(&outside))).contains("outside the data's 1 units"));
+    Ok(())
+}
+
+#[test]
+fn the_documents_of_an_evaluation_have_no_tokens_added_and_a_long_text_is_one() -> Result<()> {
+    let tokenizer = small_tokenizer()?;
+    let folder = tempfile::tempdir()?;
+    let read = |name: &str, bytes: &[u8], vocabulary_size| -> Result<Vec<Vec<u32>>> {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes)?;
+        documents_as_ids(&path, "text", Some(&tokenizer), vocabulary_size)?.collect()
+    };
+    let story = "the tea of the day\n".repeat(60_000);
+    assert!(story.len() > 1 << 20, "two units");
+    let expected = tokenizer.encode(&story)?;
+    assert_eq!(read("x.txt", story.as_bytes(), 260)?, [expected]);
+    let lines = read("x.jsonl", b"{\"text\": \"the\"}\n{\"text\": null}\n{\"text\": \"tea\"}", 260)?;
+    assert_eq!(lines, [tokenizer.encode("the")?, tokenizer.encode("tea")?]);
+    assert_eq!(tokenizer.decode(&lines[1])?, "tea");
+    assert_eq!(read("x.bin", &[1, 0, 2, 0], 260)?, [[1, 2]]);
+    assert!(message(read("y.txt", b"the", 257)).contains("gives the id 257"));
+    assert!(
+        message(documents_as_ids(&folder.path().join("x.txt"), "text", None, 260).map(drop)).contains("no tokenizer")
+    );
     Ok(())
 }

@@ -155,3 +155,25 @@ fn a_validation_set_is_the_first_tokens_or_all_there_are() -> Result<()> {
     assert!(error.contains("valid.bin") && error.contains("a row takes 102"), "{error}");
     Ok(())
 }
+
+#[test]
+fn a_message_names_the_place_where_the_last_batch_began() -> Result<()> {
+    let tokenizer = small_tokenizer()?;
+    let data = open(&Arc::new(Watched::new(twelve_groups()?)))?;
+    let mut stream = TokenStream::open(data, Some(&tokenizer), &settings(64, Order::Sequential, 1), None)?;
+    while stream.position().unit < 3 {
+        stream.next_batch(7)?;
+    }
+    stream.next_batch(1)?;
+    let place = stream.describe_position();
+    assert!(place.contains("document 0 of row group 3 of watched.parquet (in epoch 0"), "{place}");
+    let ids: Vec<u8> = (0..101u16).flat_map(u16::to_le_bytes).collect();
+    let data = Arc::new(DataSet::open(vec![memory("ids.bin", ids)?], "text")?);
+    let mut stream = TokenStream::open(data, None, &settings(10, Order::Shuffled { seed: 4 }, 1), None)?;
+    for _ in 0..12 {
+        let row = one_row(&mut stream)?;
+        let place = stream.describe_position();
+        assert!(place.contains(&format!("row {} of the token files", row[0] / 10)), "{row:?} {place}");
+    }
+    Ok(())
+}

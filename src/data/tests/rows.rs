@@ -102,7 +102,8 @@ proptest! {
         prop_assume!(epoch(0).len() > length);
         let split = split.min(groups.len());
         let files = [("a.parquet", &groups[..split]), ("b.parquet", &groups[split..])].map(|(name, groups)| {
-            parquet_bytes(groups, Compression::SNAPPY, WriterVersion::PARQUET_2_0).and_then(|bytes| memory(name, bytes)).expect("a file")
+            let bytes = parquet_bytes(groups, Compression::SNAPPY, WriterVersion::PARQUET_2_0).expect("parquet");
+            memory(name, bytes).expect("a file")
         });
         let data = Arc::new(DataSet::open(files.to_vec(), "text").expect("a data set"));
         let expected = expected_rows(epoch, length, 12 * rows);
