@@ -47,35 +47,14 @@ impl Report {
         call();
         let begin = Instant::now();
         let mut times = Vec::new();
-        let cpu = || {
-            #[repr(C)]
-            struct T(i64, i64);
-            unsafe extern "C" {
-                fn clock_gettime(c: i32, t: *mut T) -> i32;
-            }
-            let mut t = T(0, 0);
-            unsafe { clock_gettime(2, &mut t) };
-            t.0 as f64 * 1e3 + t.1 as f64 * 1e-6
-        };
-        let mut cpus = Vec::new();
         while times.len() < 3 || (times.len() < 15 && begin.elapsed().as_secs_f64() < 1.0) {
             let start = Instant::now();
-            let c0 = cpu();
             call();
-            cpus.push(cpu() - c0);
             times.push(start.elapsed().as_secs_f64() * 1e3);
         }
         times.sort_by(f64::total_cmp);
         let (best, median) = (times[0], times[times.len() / 2]);
         let step = median * calls_a_step as f64;
-        cpus.sort_by(f64::total_cmp);
-        print!(
-            "cpu/2 best {:8.3} med {:8.3} step {:7.1} {:4.0}GF | ",
-            cpus[0] / 2.,
-            cpus[cpus.len() / 2] / 2.,
-            cpus[0] / 2. * calls_a_step as f64,
-            flops / (cpus[0] / 2.) / 1e6
-        );
         print!("{name:32} best {best:8.3} ms  median {median:8.3} ms  x{calls_a_step:<3} = {step:7.1} ms a step");
         println!("{}", if flops > 0.0 { format!("  {:4.0} GFLOP/s", flops / best / 1e6) } else { String::new() });
     }

@@ -15,10 +15,9 @@ struct Part<'a> {
 }
 
 impl<'a> Part<'a> {
-    /// The rows from `row` on, of the columns from `column` of this part on.
-    fn rows(&self, row: usize, column: usize) -> Operand<'a> {
-        let data = &self.data[row * self.row_stride + self.column + column..];
-        Operand { data, row_stride: self.row_stride, column_stride: 1 }
+    /// From `row` on, the columns from `column` of this part on.
+    fn from(&self, row: usize, column: usize) -> &'a [f32] {
+        &self.data[row * self.row_stride + self.column + column..]
     }
 }
 
@@ -45,15 +44,18 @@ fn score_stride(shape: Shape) -> usize {
     shape.sequence.next_multiple_of(LANES)
 }
 
-/// Scratch of one thread in the forward pass: scores, results, and two numbers a row.
+/// Scratch of one thread in the forward pass: keys (transposed) and values of a head; queries, scores and results of a
+/// block, and two numbers for each of its rows.
 fn forward_part(shape: Shape) -> usize {
-    (BLOCK * (score_stride(shape) + shape.head_dim + 2)).next_multiple_of(LANES)
+    let (stride, head_dim) = (score_stride(shape), shape.head_dim);
+    (2 * stride * head_dim + BLOCK * (stride + 2 * head_dim + 2)).next_multiple_of(LANES)
 }
 
-/// Scratch of one thread in the backward pass: p, ds, dq of a block, dk and dv of a head, one number a row.
+/// Scratch of one thread in the backward pass: keys, transposed keys and values, dk and dv of a head; q, dy, p, ds and
+/// dq of a block, and one number for each of its rows.
 fn backward_part(shape: Shape) -> usize {
-    let head = shape.sequence * shape.head_dim;
-    (BLOCK * (2 * score_stride(shape) + shape.head_dim + 1) + 2 * head).next_multiple_of(LANES)
+    let (stride, head_dim) = (score_stride(shape), shape.head_dim);
+    (5 * stride * head_dim + BLOCK * (2 * stride + 3 * head_dim + 1)).next_multiple_of(LANES)
 }
 
 /// Length of the scratch that [`forward`] and [`backward`] need with the current pool. A shorter one (of a smaller
@@ -70,44 +72,56 @@ pub fn forward(shape: Shape, scale: f32, inputs: Inputs, y: &mut [f32], log_sum_
     assert_eq!(y.len(), shape.rows() * shape.q_width(), "attention: y is not [B*T, heads * head_dim]");
     assert_eq!(log_sum_exp.len(), batch * heads * sequence, "attention: log_sum_exp is not [B, heads, T]");
     let (level, stride) = (Level::current(), score_stride(shape));
-    let blocks = sequence.div_ceil(BLOCK);
     let y = SharedRows::new(y, shape.q_width());
     let log_sum_exp = SharedRows::new(log_sum_exp, sequence);
-    for_each_with_scratch(batch * heads * blocks, forward_part(shape), aligned(scratch), |task, scratch| {
-        let (head_index, first) = (task / blocks, (blocks - 1 - task % blocks) * BLOCK);
+    // Where heads are few, several tasks share one: each has every `turns`-th block, and all find the same bits.
+    let blocks = sequence.div_ceil(BLOCK);
+    let turns = (2 * rayon::current_num_threads()).div_ceil((batch * heads).max(1)).min(blocks);
+    for_each_with_scratch(batch * heads * turns, forward_part(shape), aligned(scratch), |task, scratch| {
+        let (head_index, turn) = (task / turns, task % turns);
         let (b, h) = (head_index / heads, head_index % heads);
         let kv_column = h / (heads / kv_heads) * head_dim;
-        let (rows, columns) = (BLOCK.min(sequence - first), (first + BLOCK).min(sequence));
-        let (scores, rest) = scratch.split_at_mut(BLOCK * stride);
-        let (results, rest) = rest.split_at_mut(BLOCK * head_dim);
-        let (inverses, logs) = rest.split_at_mut(BLOCK);
-
-        let queries = q.rows(b * sequence + first, h * head_dim);
-        let keys = k.rows(b * sequence, kv_column).transposed();
-        let size = Size { m: rows, k: head_dim, n: columns };
-        multiply(Threads::One, size, queries, keys, scale, scores, stride, Into::Overwrite);
-        softmax_rows(level, &mut scores[..rows * stride], stride, first, columns, &mut inverses[..rows], logs);
-
-        let values = v.rows(b * sequence, kv_column);
-        let size = Size { m: rows, k: columns, n: head_dim };
-        multiply(
-            Threads::One,
-            size,
-            Operand::row_major(scores, stride),
-            values,
+        let (keys, rest) = scratch.split_at_mut(head_dim * stride);
+        let (values, rest) = rest.split_at_mut(stride * head_dim);
+        transpose(level, k.from(b * sequence, kv_column), k.row_stride, sequence, head_dim, keys, stride);
+        copy_rows(
+            level,
+            v.from(b * sequence, kv_column),
+            v.row_stride,
             1.0,
-            results,
             head_dim,
-            Into::Overwrite,
+            &mut values[..sequence * head_dim],
         );
-        scale_rows(level, &mut results[..rows * head_dim], &inverses[..rows]);
-        for (row, result) in results[..rows * head_dim].chunks_exact(head_dim).enumerate() {
-            // SAFETY: this task alone has the rows first..first + rows of head h in sequence b.
-            unsafe { y.write(b * sequence + first + row, h * head_dim, result) };
+        for first in (turn..blocks).step_by(turns).map(|block| block * BLOCK) {
+            let (rows, columns) = (BLOCK.min(sequence - first), (first + BLOCK).min(sequence));
+            let (queries, rest) = rest.split_at_mut(BLOCK * head_dim);
+            let (scores, rest) = rest.split_at_mut(BLOCK * stride);
+            let (results, rest) = rest.split_at_mut(BLOCK * head_dim);
+            let (inverses, logs) = rest.split_at_mut(BLOCK);
+            let (queries, scores) = (&mut queries[..rows * head_dim], &mut scores[..rows * stride]);
+            let results = &mut results[..rows * head_dim];
+
+            let from = q.from(b * sequence + first, h * head_dim);
+            copy_rows(level, from, q.row_stride, scale, head_dim, queries);
+            let size = Size { m: rows, k: head_dim, n: columns };
+            product(size, Operand::row_major(queries, head_dim), Operand::row_major(keys, stride), scores, stride);
+            softmax_rows(level, scores, stride, first, columns, &mut inverses[..rows], logs);
+            let size = Size { m: rows, k: columns, n: head_dim };
+            product(size, Operand::row_major(scores, stride), Operand::row_major(values, head_dim), results, head_dim);
+            scale_rows(level, results, &inverses[..rows]);
+            for (row, result) in results.chunks_exact(head_dim).enumerate() {
+                // SAFETY: this task alone has the rows first..first + rows of head h in sequence b.
+                unsafe { y.write(b * sequence + first + row, h * head_dim, result) };
+            }
+            // SAFETY: as above.
+            unsafe { log_sum_exp.write(head_index, first, &logs[..rows]) };
         }
-        // SAFETY: as above.
-        unsafe { log_sum_exp.write(head_index, first, &logs[..rows]) };
     });
+}
+
+/// c = a b on this thread.
+fn product(size: Size, a: Operand, b: Operand, c: &mut [f32], stride: usize) {
+    multiply(Threads::One, size, a, b, 1.0, c, stride, Into::Overwrite);
 }
 
 /// The gradients of q, k and v for dy [B*T, heads * head_dim].
@@ -166,19 +180,29 @@ struct HeadTask<'a> {
 impl HeadTask<'_> {
     fn run(&self, to: &Targets, scratch: &mut [f32]) {
         let Shape { sequence, heads, kv_heads, head_dim, .. } = self.shape;
-        let group = heads / kv_heads;
-        let (dk, rest) = scratch.split_at_mut(sequence * head_dim);
-        let (dv, scratch) = rest.split_at_mut(sequence * head_dim);
+        let (level, stride, group) = (self.level, score_stride(self.shape), heads / kv_heads);
+        let (keys, rest) = scratch.split_at_mut(stride * head_dim);
+        let (keys_transposed, rest) = rest.split_at_mut(stride * head_dim);
+        let (values_transposed, rest) = rest.split_at_mut(stride * head_dim);
+        let (dk, rest) = rest.split_at_mut(stride * head_dim);
+        let (dv, scratch) = rest.split_at_mut(stride * head_dim);
+        let [_, k, v] = self.inputs;
+        let [from_k, from_v] = [k, v].map(|part| part.from(self.b * sequence, self.kv * head_dim));
+        copy_rows(level, from_k, k.row_stride, 1.0, head_dim, &mut keys[..sequence * head_dim]);
+        transpose(level, from_k, k.row_stride, sequence, head_dim, keys_transposed, stride);
+        transpose(level, from_v, v.row_stride, sequence, head_dim, values_transposed, stride);
+
+        let head = KeyHead { keys, keys_transposed, values_transposed };
         let mut into = Into::Overwrite;
         for h in self.kv * group..(self.kv + 1) * group {
             // From the last block, which reaches every key, to the first: so the very first one may overwrite.
             for block in (0..sequence.div_ceil(BLOCK)).rev() {
-                self.block(h, block * BLOCK, into, dk, dv, to, scratch);
+                self.block(h, block * BLOCK, &head, into, dk, dv, to, scratch);
                 into = Into::Accumulate;
             }
         }
         for (which, gradient) in [(1, dk), (2, dv)] {
-            for (t, row) in gradient.chunks_exact(head_dim).enumerate() {
+            for (t, row) in gradient[..sequence * head_dim].chunks_exact(head_dim).enumerate() {
                 let column = to.columns[which] + self.kv * head_dim;
                 // SAFETY: this task alone has head `kv` of sequence `b`, and dq, dk, dv lie apart.
                 unsafe { to.matrices[which].write(self.b * sequence + t, column, row) };
@@ -192,6 +216,7 @@ impl HeadTask<'_> {
         &self,
         h: usize,
         first: usize,
+        head: &KeyHead,
         into: Into,
         dk: &mut [f32],
         dv: &mut [f32],
@@ -199,38 +224,81 @@ impl HeadTask<'_> {
         scratch: &mut [f32],
     ) {
         let Shape { sequence, heads, head_dim, .. } = self.shape;
-        let (level, stride, one) = (self.level, score_stride(self.shape), Threads::One);
+        let (level, stride) = (self.level, score_stride(self.shape));
         let (rows, columns) = (BLOCK.min(sequence - first), (first + BLOCK).min(sequence));
-        let (p, rest) = scratch.split_at_mut(BLOCK * stride);
-        let (ds, rest) = rest.split_at_mut(BLOCK * stride);
-        let (dq, rest) = rest.split_at_mut(BLOCK * head_dim);
+        let [queries, rest] = split(scratch, BLOCK * head_dim, rows * head_dim);
+        let [dy, rest] = split(rest, BLOCK * head_dim, rows * head_dim);
+        let [p, rest] = split(rest, BLOCK * stride, rows * stride);
+        let [ds, rest] = split(rest, BLOCK * stride, rows * stride);
+        let [dq, rest] = split(rest, BLOCK * head_dim, rows * head_dim);
         let deltas = &mut rest[..rows];
 
-        let [q, k, v] = self.inputs;
-        let (start, from_row) = (self.b * sequence, self.b * sequence + first);
-        let queries = q.rows(from_row, h * head_dim);
-        let (keys, values) = (k.rows(start, self.kv * head_dim), v.rows(start, self.kv * head_dim));
-        let q_width = heads * head_dim;
-        let from = from_row * q_width + h * head_dim;
-        let dy = Operand { data: &self.dy[from..], row_stride: q_width, column_stride: 1 };
-
+        let q = self.inputs[0];
+        let (from_row, column, q_width) = (self.b * sequence + first, h * head_dim, heads * head_dim);
+        copy_rows(level, q.from(from_row, column), q.row_stride, self.scale, head_dim, queries);
+        copy_rows(level, &self.dy[from_row * q_width + column..], q_width, 1.0, head_dim, dy);
+        row_dots(level, &self.saved.y[from_row * q_width + column..], q_width, dy, head_dim, deltas);
         let size = Size { m: rows, k: head_dim, n: columns };
-        multiply(one, size, queries, keys.transposed(), self.scale, p, stride, Into::Overwrite);
-        multiply(one, size, dy, values.transposed(), 1.0, ds, stride, Into::Overwrite);
-        row_dots(level, &self.saved.y[from..], dy.data, q_width, head_dim, deltas);
+        let [queries, dy] = [&*queries, &*dy].map(|rows| Operand::row_major(rows, head_dim));
+        product(size, queries, Operand::row_major(head.keys_transposed, stride), p, stride);
+        product(size, dy, Operand::row_major(head.values_transposed, stride), ds, stride);
         let logs = &self.saved.log_sum_exp[(self.b * heads + h) * sequence + first..][..rows];
-        score_gradients(level, &mut p[..rows * stride], &mut ds[..rows * stride], stride, first, columns, logs, deltas);
+        score_gradients(level, p, ds, stride, first, columns, logs, deltas);
 
-        let (p, ds) = (Operand::row_major(p, stride), Operand::row_major(ds, stride));
+        let [p, ds] = [&*p, &*ds].map(|scores| Operand::row_major(scores, stride));
         let size = Size { m: rows, k: columns, n: head_dim };
-        multiply(one, size, ds, keys, self.scale, dq, head_dim, Into::Overwrite);
-        for (row, dq) in dq[..rows * head_dim].chunks_exact(head_dim).enumerate() {
+        product(size, ds, Operand::row_major(head.keys, head_dim), dq, head_dim);
+        scale_all(level, dq, self.scale);
+        for (row, dq) in dq.chunks_exact(head_dim).enumerate() {
             // SAFETY: this task alone has the rows of query head `h` in sequence `b`, and dq, dk, dv lie apart.
-            unsafe { to.matrices[0].write(from_row + row, to.columns[0] + h * head_dim, dq) };
+            unsafe { to.matrices[0].write(from_row + row, to.columns[0] + column, dq) };
         }
         let size = Size { m: columns, k: rows, n: head_dim };
-        multiply(one, size, ds.transposed(), queries, self.scale, dk, head_dim, into);
-        multiply(one, size, p.transposed(), dy, 1.0, dv, head_dim, into);
+        multiply(Threads::One, size, ds.transposed(), queries, 1.0, dk, head_dim, into);
+        multiply(Threads::One, size, p.transposed(), dy, 1.0, dv, head_dim, into);
+    }
+}
+
+/// Keys and values of one head, contiguous.
+struct KeyHead<'a> {
+    /// [T, head_dim].
+    keys: &'a [f32],
+    /// [head_dim, T], rows of `score_stride`.
+    keys_transposed: &'a [f32],
+    /// [head_dim, T], rows of `score_stride`.
+    values_transposed: &'a [f32],
+}
+
+/// The first `used` elements of the first `reserved` ones, and what comes after those.
+fn split(buffer: &mut [f32], reserved: usize, used: usize) -> [&mut [f32]; 2] {
+    let (first, rest) = buffer.split_at_mut(reserved);
+    [&mut first[..used], rest]
+}
+
+kernel! {
+    /// to [rows, width] = scale * rows of `stride`.
+    fn copy_rows(from: &[f32], stride: usize, scale: f32, width: usize, to: &mut [f32]) {
+        for (row, to) in to.chunks_exact_mut(width).enumerate() {
+            for (to, from) in to.iter_mut().zip(&from[row * stride..][..width]) {
+                *to = scale * from;
+            }
+        }
+    }
+}
+
+kernel! {
+    /// to [columns, rows] (rows of `to_stride`) = the transpose of from [rows, columns] (rows of `stride`).
+    fn transpose(from: &[f32], stride: usize, rows: usize, columns: usize, to: &mut [f32], to_stride: usize) {
+        for first in (0..rows).step_by(LANES) {
+            let height = LANES.min(rows - first);
+            for column in 0..columns {
+                let source = &from[first * stride + column..];
+                let target = &mut to[column * to_stride + first..][..height];
+                for (row, target) in target.iter_mut().enumerate() {
+                    *target = source[row * stride];
+                }
+            }
+        }
     }
 }
 
@@ -260,10 +328,16 @@ kernel! {
 }
 
 kernel! {
-    /// dots[i] = sum over the first `width` columns of a[i] * b[i], rows of `stride`.
-    fn row_dots(a: &[f32], b: &[f32], stride: usize, width: usize, dots: &mut [f32]) {
-        for (row, value) in dots.iter_mut().enumerate() {
-            *value = dot(&a[row * stride..][..width], &b[row * stride..][..width]);
+    fn scale_all(values: &mut [f32], scale: f32) {
+        values.iter_mut().for_each(|value| *value *= scale);
+    }
+}
+
+kernel! {
+    /// dots[i] = sum of the products of row i of a (rows of `stride`) and row i of b [rows, width].
+    fn row_dots(a: &[f32], stride: usize, b: &[f32], width: usize, dots: &mut [f32]) {
+        for (row, (value, b)) in dots.iter_mut().zip(b.chunks_exact(width)).enumerate() {
+            *value = dot(&a[row * stride..][..width], b);
         }
     }
 }

@@ -17,7 +17,7 @@ pub use cpu::{backward, forward, scratch_len};
 pub use decode::{Cache, decode, decode_scratch_len};
 
 /// Query rows that are handled together.
-pub const BLOCK: usize = 64;
+pub const BLOCK: usize = 48;
 
 /// Sizes of an attention layer's input: B sequences of T positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
