@@ -69,7 +69,12 @@ fn a_missing_file_a_typo_and_a_conflict_are_config_errors() {
     refuses(&mut case.pretrain(&["optimizer.lr=-1"]), &folder, 2, &["lr"]);
     refuses(&mut case.pretrain(&["train.sequence_length=64"]), &folder, 2, &["sequence_length"]);
     refuses(&mut case.pretrain(&["schedule.warmup_steps=-1"]), &folder, 2, &["warmup_steps"]);
-    refuses(&mut case.pretrain(&["train.device=cuda:0"]), &folder, if cfg!(feature = "cuda") { 1 } else { 2 }, &["cuda"]);
+    refuses(
+        &mut case.pretrain(&["train.device=cuda:0"]),
+        &folder,
+        if cfg!(feature = "cuda") { 1 } else { 2 },
+        &["cuda"],
+    );
     case.write("typo.toml", b"[train]\nstepps = 3\n");
     let output = run(vrtrain().current_dir(case.folder.path()).args(["pretrain", "--config", "typo.toml"]));
     assert_eq!(output.status.code(), Some(2));
@@ -97,7 +102,12 @@ fn torn_empty_and_foreign_data_are_named() {
     refuses(&mut case.pretrain(&[&source("large.bin")]), &folder, 1, &["large.bin", "65535", "256"]);
     refuses(&mut case.pretrain(&[&source("short.bin")]), &folder, 1, &["short.bin"]);
     refuses(&mut case.pretrain(&[&source("bad.jsonl"), &with_tokenizer, vocabulary]), &folder, 1, &["bad.jsonl", "2"]);
-    refuses(&mut case.pretrain(&[&source("column.jsonl"), &with_tokenizer, vocabulary]), &folder, 1, &["column.jsonl", "text"]);
+    refuses(
+        &mut case.pretrain(&[&source("column.jsonl"), &with_tokenizer, vocabulary]),
+        &folder,
+        1,
+        &["column.jsonl", "text"],
+    );
     refuses(&mut case.pretrain(&[&source("bad.jsonl")]), &folder, 1, &["tokenizer"]);
     std::fs::create_dir(case.path("nothing")).expect("a scratch folder");
     refuses(&mut case.pretrain(&[&source("nothing")]), &folder, 1, &["nothing"]);
@@ -106,17 +116,22 @@ fn torn_empty_and_foreign_data_are_named() {
 /// A small tokenizer, made by the binary's own quickstart.
 fn fixture_tokenizer(case: &Case) -> String {
     let run = case.path("tokenizer-run");
-    succeed(vrtrain().args(["pretrain", "--quiet", "--set", "train.steps=1", "--set", "train.micro_batch=1"]).args([
-        "--set",
-        "train.tokens_per_step=256",
-        "--set",
-        "train.eval_every=0",
-        "--set",
-        "train.sample_every=0",
-        "--set",
-        "model.n_layer=1",
-        "--run-dir",
-    ]).arg(&run));
+    succeed(
+        vrtrain()
+            .args(["pretrain", "--quiet", "--set", "train.steps=1", "--set", "train.micro_batch=1"])
+            .args([
+                "--set",
+                "train.tokens_per_step=256",
+                "--set",
+                "train.eval_every=0",
+                "--set",
+                "train.sample_every=0",
+                "--set",
+                "model.n_layer=1",
+                "--run-dir",
+            ])
+            .arg(&run),
+    );
     run.join("model/tokenizer.json").display().to_string()
 }
 
@@ -211,7 +226,8 @@ fn a_run_folder_that_cannot_be_written_is_refused() {
 #[test]
 fn a_loss_that_is_not_finite_ends_the_run_without_a_checkpoint_of_it() {
     let case = Case::new();
-    let output = run(&mut case.pretrain(&["optimizer.lr=1e30", "train.grad_clip=0", "train.steps=50", "optimizer.beta3=0"]));
+    let output =
+        run(&mut case.pretrain(&["optimizer.lr=1e30", "train.grad_clip=0", "train.steps=50", "optimizer.beta3=0"]));
     let text = stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("micro-batch") || text.contains("not finite"), "{text}");

@@ -38,7 +38,11 @@ fn an_export_is_the_run_and_is_never_half_there() {
     let data = fixture("train/vradam-accumulated/tokens.bin");
     let perplexity = |target: &std::path::Path| {
         let mut command = vrtrain();
-        command.arg("eval").arg(target).args(["--task", "perplexity", "--json", "--max-tokens", "1000", "--data"]).arg(&data);
+        command
+            .arg("eval")
+            .arg(target)
+            .args(["--task", "perplexity", "--json", "--max-tokens", "1000", "--data"])
+            .arg(&data);
         json(&succeed(&mut command))
     };
     let of_run = perplexity(&path);
@@ -61,7 +65,16 @@ fn the_validation_loss_of_training_is_the_perplexity_that_eval_finds() {
     let last = metrics(&path).pop().expect("records");
     let data = fixture("train/vradam-accumulated/tokens.bin");
     let mut command = vrtrain();
-    command.arg("eval").arg(&path).args(["--task", "perplexity", "--json", "--window", "32", "--max-tokens", "512", "--data"]);
+    command.arg("eval").arg(&path).args([
+        "--task",
+        "perplexity",
+        "--json",
+        "--window",
+        "32",
+        "--max-tokens",
+        "512",
+        "--data",
+    ]);
     let evaluated = json(&succeed(command.arg(data)));
     let difference = (number(&last, "val_loss") - number(&evaluated, "nll_per_token")).abs();
     assert!(difference < 1e-6, "{difference}");

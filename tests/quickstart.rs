@@ -25,7 +25,9 @@ fn a_short_quickstart_leaves_a_run_that_resumes_generates_and_exports() {
     assert!(stdout(&succeed(&mut generate)).starts_with("Question: Tom"));
     let out = folder.path().join("model");
     succeed(vrtrain().arg("export").arg(&path).arg("--out").arg(&out));
-    for name in ["model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"] {
+    for name in
+        ["model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
+    {
         assert!(out.join(name).is_file(), "{name}");
     }
     let mut again = vrtrain();

@@ -103,9 +103,8 @@ fn an_interrupted_run_saves_exits_3_and_goes_on_as_if_never_stopped() {
         }
         let before = std::fs::read_to_string(run.join("metrics.jsonl")).map_or(0, |text| text.lines().count());
         let mut child = spawn(&mut command);
-        let progressed = || {
-            std::fs::read_to_string(run.join("metrics.jsonl")).is_ok_and(|text| text.lines().count() > before + 5)
-        };
+        let progressed =
+            || std::fs::read_to_string(run.join("metrics.jsonl")).is_ok_and(|text| text.lines().count() > before + 5);
         while !progressed() && child.try_wait().expect("the child can be asked").is_none() {
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -159,7 +158,8 @@ fn changed_mathematics_are_refused_with_exit_code_2_and_nothing_changes() {
     let path = folder.path().join("run");
     succeed(&mut pretrain(&config, &path));
     let before = std::fs::read(path.join("config.toml")).expect("the config");
-    for change in ["optimizer.lr=0.1", "seed=6", "train.sequence_length=16", "schedule.steps=9", "optimizer.name=adamw"] {
+    for change in ["optimizer.lr=0.1", "seed=6", "train.sequence_length=16", "schedule.steps=9", "optimizer.name=adamw"]
+    {
         let output = run(pretrain(&config, &path).args(["--resume", "--set", "train.steps=9", "--set", change]));
         assert_eq!(output.status.code(), Some(2), "{change}: {}", stderr(&output));
     }

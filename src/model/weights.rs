@@ -232,12 +232,12 @@ mod tests {
         write(&path, &layout, &weights, NamePrefix::None)?;
         let whole = std::fs::read(&path)?;
         std::fs::write(&path, &whole[..whole.len() - 3])?;
-        assert!(format!("{:#}", headers(&[path.clone()]).unwrap_err()).contains("torn"));
+        assert!(format!("{:#}", headers(std::slice::from_ref(&path)).unwrap_err()).contains("torn"));
         std::fs::write(&path, b"<html>not weights</html>")?;
-        assert!(headers(&[path.clone()]).is_err());
+        assert!(headers(std::slice::from_ref(&path)).is_err());
         weights[layout.parameters()[1].offset + 2] = f32::NAN;
         write(&path, &layout, &weights, NamePrefix::None)?;
-        let error = load(&layout, &headers(&[path.clone()])?, &mut weights).unwrap_err().to_string();
+        let error = load(&layout, &headers(std::slice::from_ref(&path))?, &mut weights).unwrap_err().to_string();
         assert!(error.contains("b in") && error.contains("NaN at element 2"), "{error}");
         Ok(())
     }

@@ -25,8 +25,11 @@ fn config(head: Head) -> Gpt2Config {
     }
 }
 
+/// A layout, its store, inputs and targets.
+type Case = (Arc<Layout>, ParameterStore, Vec<u32>, Vec<u32>);
+
 /// A store with weights large enough that every operation matters, and ids and targets (some ignored).
-fn case(config: &Gpt2Config, time: usize) -> Result<(Arc<Layout>, ParameterStore, Vec<u32>, Vec<u32>)> {
+fn case(config: &Gpt2Config, time: usize) -> Result<Case> {
     let layout = Arc::new(Layout::new(config.parameter_specs()));
     let store = ParameterStore::new(Arc::clone(&layout), &Device::Cpu)?;
     let mut random = generator(11, Stream::Init);
@@ -130,7 +133,7 @@ fn the_twins_gradient_equals_finite_differences() -> Result<()> {
     for (index, parameter) in layout.parameters().iter().enumerate() {
         let analytic = gradients.get(&base[index]).expect("a gradient").flatten_all()?.to_vec1::<f64>()?;
         let largest = (0..parameter.len).max_by(|&a, &b| analytic[a].abs().total_cmp(&analytic[b].abs())).unwrap_or(0);
-        let mut loss_at = |shift: f64| -> Result<f64> {
+        let loss_at = |shift: f64| -> Result<f64> {
             let mut numbers = base[index].flatten_all()?.to_vec1::<f64>()?;
             numbers[largest] += shift;
             let original = base[index].as_tensor().copy()?;
