@@ -15,6 +15,7 @@ pub mod embedding;
 pub mod layer_norm;
 pub mod linear;
 pub mod product;
+pub mod profile;
 pub mod rms_norm;
 pub mod rotary;
 
