@@ -80,3 +80,31 @@ impl<'a> SharedRows<'a> {
         unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.data.add(start), values.len()) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_runs_once_whether_scratch_is_scarce_or_plenty() {
+        for (tasks, scratch_len) in [(0, 4), (1, 4), (100, 4), (100, 11), (3, 400)] {
+            let mut results = vec![0.0f32; 2 * tasks];
+            let shared = SharedRows::new(&mut results, 2);
+            for_each_with_scratch(tasks, 4, &mut vec![0.0; scratch_len], |task, scratch| {
+                assert_eq!(scratch.len(), 4);
+                // SAFETY: each task has a row of its own.
+                unsafe { shared.write(task, 1, &[task as f32 + 1.0]) };
+            });
+            let expected: Vec<f32> = (0..tasks).flat_map(|task| [0.0, task as f32 + 1.0]).collect();
+            assert_eq!(results, expected, "{tasks} tasks, {scratch_len} elements");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "outside its matrix")]
+    fn a_segment_outside_the_matrix_is_refused() {
+        let mut matrix = [0.0; 6];
+        // SAFETY: there is one thread.
+        unsafe { SharedRows::new(&mut matrix, 3).write(1, 2, &[1.0, 2.0]) };
+    }
+}

@@ -17,9 +17,9 @@ pub struct Cache<'a> {
     pub lengths: &'a [usize],
 }
 
-/// Length of the scratch that [`decode`] needs with the current pool.
-pub fn decode_scratch_len(capacity: usize) -> usize {
-    rayon::current_num_threads() * capacity
+/// Length of the scratch that [`decode`] needs with the current pool: scores and a result for each thread.
+pub fn decode_scratch_len(shape: Shape, capacity: usize) -> usize {
+    rayon::current_num_threads() * (capacity + shape.head_dim)
 }
 
 /// y [B, heads * head_dim] for the queries q [B, heads * head_dim] of each sequence's newest position.
@@ -34,21 +34,15 @@ pub fn decode(shape: Shape, scale: f32, q: &[f32], cache: Cache, y: &mut [f32], 
     assert!(lengths.len() == batch && lengths.iter().all(|l| (1..=capacity).contains(l)), "decode: lengths");
     let level = Level::current();
     let y = SharedRows::new(y, head_dim);
-    for_each_with_scratch(batch * heads, capacity, scratch, |task, scores| {
+    for_each_with_scratch(batch * heads, capacity + head_dim, scratch, |task, scratch| {
         let (b, h) = (task / heads, task % heads);
         let from = b * capacity * stride + h / (heads / kv_heads) * head_dim;
+        let (scores, result) = scratch.split_at_mut(capacity);
         let scores = &mut scores[..lengths[b]];
-        let query = &q[task * head_dim..][..head_dim];
-        let sum = scores_of(level, query, &keys[from..], stride, scale, scores);
-        // 8 KiB of a stack: heads of transformers have 16 to 256 elements, longer ones go in turns.
-        let mut result = [0.0f32; 2048];
-        for (turn, columns) in (0..head_dim).step_by(result.len()).enumerate() {
-            let result = &mut result[..(head_dim - columns).min(2048)];
-            mix(level, scores, 1.0 / sum, &values[from + columns..], stride, result);
-            debug_assert_eq!(columns, turn * 2048);
-            // SAFETY: this task alone has row `task` of y.
-            unsafe { y.write(task, columns, result) };
-        }
+        let sum = scores_of(level, &q[task * head_dim..][..head_dim], &keys[from..], stride, scale, scores);
+        mix(level, scores, 1.0 / sum, &values[from..], stride, result);
+        // SAFETY: this task alone has row `task` of y.
+        unsafe { y.write(task, 0, result) };
     });
 }
 
@@ -104,7 +98,7 @@ mod tests {
             at_every_level(|level| {
                 let cache = Cache { keys: &keys, values: &values, capacity, lengths: &lengths };
                 let mut y = vec![7.0; q.len()];
-                let mut scratch = vec![f32::NAN; decode_scratch_len(capacity)];
+                let mut scratch = vec![f32::NAN; decode_scratch_len(shape, capacity)];
                 decode(shape, shape.scale(), &q, cache, &mut y, &mut scratch);
                 assert_close(&format!("y {heads} {level:?}"), &y, &expected, 3e-6);
             });
