@@ -162,7 +162,7 @@ impl Step {
         let (keys, values) = (&qkv[..sequence * width], &qkv[sequence * width..2 * sequence * width]);
         let cache = attention::Cache { keys, values, capacity: sequence, lengths: &[sequence] };
         let one = Shape { batch: 1, ..shape };
-        let mut scratch = vec![0.0; attention::decode_scratch_len(one, sequence)];
+        let mut scratch = vec![0.0; attention::decode_scratch_len(sequence)];
         self.measure("attention, one row", 0, 0.0, || {
             attention::decode(one, one.scale(), &dy[..width], cache, &mut y[..width], &mut scratch);
         });

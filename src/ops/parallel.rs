@@ -72,12 +72,23 @@ impl<'a> SharedRows<'a> {
     /// Copies `values` to `row`, from `column` on.
     ///
     /// # Safety
-    /// No other thread writes any of these elements while this `SharedRows` lives.
+    /// As for [`Self::segment`].
     pub unsafe fn write(&self, row: usize, column: usize, values: &[f32]) {
+        // SAFETY: the caller keeps the segment to itself.
+        unsafe { self.segment(row, column, values.len()) }.copy_from_slice(values);
+    }
+
+    /// The `len` elements of `row` from `column` on.
+    ///
+    /// # Safety
+    /// Nobody else reads or writes any of these elements while the result lives, and no other thread does while this
+    /// `SharedRows` lives.
+    #[allow(clippy::mut_from_ref, reason = "handing out disjoint segments is what the type is for")]
+    pub unsafe fn segment(&self, row: usize, column: usize, len: usize) -> &mut [f32] {
         let start = row * self.row_stride + column;
-        assert!(start + values.len() <= self.len, "a segment lies outside its matrix");
-        // SAFETY: the segment lies inside the borrowed slice, and nobody else touches it meanwhile.
-        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.data.add(start), values.len()) }
+        assert!(start + len <= self.len, "a segment lies outside its matrix");
+        // SAFETY: the segment lies inside the borrowed slice, and the caller has it alone.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(start), len) }
     }
 }
 

@@ -17,9 +17,9 @@ pub struct Cache<'a> {
     pub lengths: &'a [usize],
 }
 
-/// Length of the scratch that [`decode`] needs with the current pool: scores and a result for each thread.
-pub fn decode_scratch_len(shape: Shape, capacity: usize) -> usize {
-    rayon::current_num_threads() * (capacity + shape.head_dim)
+/// Length of the scratch that [`decode`] needs with the current pool: the scores of one head for each thread.
+pub fn decode_scratch_len(capacity: usize) -> usize {
+    rayon::current_num_threads() * capacity
 }
 
 /// y [B, heads * head_dim] for the queries q [B, heads * head_dim] of each sequence's newest position.
@@ -34,15 +34,14 @@ pub fn decode(shape: Shape, scale: f32, q: &[f32], cache: Cache, y: &mut [f32], 
     assert!(lengths.len() == batch && lengths.iter().all(|l| (1..=capacity).contains(l)), "decode: lengths");
     let level = Level::current();
     let y = SharedRows::new(y, head_dim);
-    for_each_with_scratch(batch * heads, capacity + head_dim, scratch, |task, scratch| {
+    for_each_with_scratch(batch * heads, capacity, scratch, |task, scores| {
         let (b, h) = (task / heads, task % heads);
         let from = b * capacity * stride + h / (heads / kv_heads) * head_dim;
-        let (scores, result) = scratch.split_at_mut(capacity);
         let scores = &mut scores[..lengths[b]];
         let sum = scores_of(level, &q[task * head_dim..][..head_dim], &keys[from..], stride, scale, scores);
-        mix(level, scores, 1.0 / sum, &values[from..], stride, result);
         // SAFETY: this task alone has row `task` of y.
-        unsafe { y.write(task, 0, result) };
+        let result = unsafe { y.segment(task, 0, head_dim) };
+        mix(level, scores, 1.0 / sum, &values[from..], stride, result);
     });
 }
 
@@ -98,7 +97,7 @@ mod tests {
             at_every_level(|level| {
                 let cache = Cache { keys: &keys, values: &values, capacity, lengths: &lengths };
                 let mut y = vec![7.0; q.len()];
-                let mut scratch = vec![f32::NAN; decode_scratch_len(shape, capacity)];
+                let mut scratch = vec![f32::NAN; decode_scratch_len(capacity)];
                 decode(shape, shape.scale(), &q, cache, &mut y, &mut scratch);
                 assert_close(&format!("y {heads} {level:?}"), &y, &expected, 3e-6);
             });

@@ -25,7 +25,7 @@ fn run(rows: usize, vocabulary: usize, width: usize, into: Into) -> (Loss, Vec<f
 
 #[test]
 fn losses_and_gradients_match_the_reference_for_any_vocabulary_and_several_chunks() {
-    // The last shape takes three chunks: of at most 512 rows.
+    // The last shape takes three chunks of at most 512 rows.
     for (rows, vocabulary, width) in [(1, 3, 1), (9, 17, 5), (40, 512, 16), (12, 50_257, 2), (1_100, 4_090, 3)] {
         let (x, weight, targets) = problem(rows, vocabulary, width);
         let (nll, dx, dhead) = reference::forward_backward(&to_f64(&x), &to_f64(&weight), width, &targets);
