@@ -20,6 +20,8 @@ pub mod rms_norm;
 pub mod rotary;
 
 mod parallel;
+#[cfg(test)]
+mod pytorch;
 mod simd;
 #[cfg(test)]
 mod testing;
