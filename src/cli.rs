@@ -130,13 +130,13 @@ struct GenerateArgs {
     #[arg(long, default_value_t = 128)]
     max_new_tokens: usize,
     /// 0 is greedy.
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     temperature: f64,
     /// Draw among the k likeliest tokens only.
     #[arg(long)]
     top_k: Option<usize>,
     /// Draw among the likeliest tokens whose probabilities reach p.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     top_p: Option<f64>,
     /// Seed of the draws.
     #[arg(long, default_value_t = 0)]

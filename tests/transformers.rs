@@ -26,7 +26,8 @@ fn difference(python: &str, folder: &Path, ids: &[u32]) -> anyhow::Result<f32> {
     let out = tempfile::NamedTempFile::new()?;
     let list = ids.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/logits.py");
-    let output = Command::new(python).arg(script).arg(folder).arg(list).arg(out.path()).env("HF_HUB_OFFLINE", "1").output()?;
+    let output =
+        Command::new(python).arg(script).arg(folder).arg(list).arg(out.path()).env("HF_HUB_OFFLINE", "1").output()?;
     anyhow::ensure!(output.status.success(), "{}", stderr(&output));
     let theirs = std::fs::read(out.path())?;
     let theirs: Vec<f32> = theirs.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();

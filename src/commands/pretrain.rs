@@ -64,7 +64,9 @@ pub fn run(options: &Options) -> Result<Ending> {
     let vocabulary = prepared.model.vocab_size;
     let settings = setup::stream_settings(&prepared.config, vocabulary);
     let (tokenizer, from) = (prepared.tokenizer.as_ref(), resumed.as_ref().map(|(state, _)| &state.position));
-    let stream = TokenStream::open(Arc::clone(&prepared.data.training), tokenizer, &settings, from)?;
+    let mut stream = TokenStream::open(Arc::clone(&prepared.data.training), tokenizer, &settings, from)?;
+    // Waits for the first row: data that cannot be read are refused before a run folder is there.
+    stream.epoch().context("cannot read the training data")?;
     let validation = setup::validation_set(&prepared.config, &prepared.data, tokenizer, vocabulary)?;
 
     let folder = RunFolder::open(&path)?;
