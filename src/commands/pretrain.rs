@@ -70,8 +70,10 @@ pub fn run(options: &Options) -> Result<Ending> {
     let validation = setup::validation_set(&prepared.config, &prepared.data, tokenizer, vocabulary)?;
 
     let folder = RunFolder::open(&path)?;
-    write_model_folder(&prepared, &stored)?;
     folder.write_config(&prepared.config.to_toml())?;
+    if resumed.is_none() {
+        write_model_folder(&prepared, &stored)?;
+    }
     let state = resumed.map(|(state, _)| state);
     if verbosity == Verbosity::Normal {
         announce(&prepared, &layout, &path, validation.as_ref(), state.as_ref());
@@ -117,6 +119,11 @@ fn choose(options: &Options) -> Result<(RunConfig, Start, PathBuf)> {
     let Some(path) = options.run_dir.as_ref().map(run_dir) else {
         return Err(ConfigError::flag("--resume", "give the run with --run-dir").into());
     };
+    if !is_run(&path) && options.config.file.is_some() {
+        RunFolder::check_fresh(&path)?;
+        eprintln!("{} is no run yet: starting from the beginning", path.display());
+        return Ok((options.config.load()?, Start::Fresh, path));
+    }
     if !is_run(&path) {
         let message = format!("{} is not a run (it has no config.toml)", path.display());
         return Err(ConfigError::flag("--run-dir", message).into());
