@@ -167,9 +167,12 @@ struct EvalArgs {
     /// The task.
     #[arg(long, value_parser = ["perplexity"])]
     task: String,
-    /// The text, jsonl, parquet or .bin file to score.
-    #[arg(long, value_name = "FILE")]
-    data: PathBuf,
+    /// What to score: a text, jsonl, parquet or .bin file, a folder, or a hub data set.
+    #[arg(long, value_name = "FILE|DATASET")]
+    data: String,
+    /// Which files of a folder or data set; may be given several times.
+    #[arg(long, value_name = "GLOB")]
+    files: Vec<String>,
     /// Column of the text in parquet and jsonl files.
     #[arg(long, default_value = "text")]
     text_column: String,
@@ -253,6 +256,7 @@ fn run(command: Command) -> anyhow::Result<Ending> {
         Command::Eval(args) => eval::run(&eval::Options {
             target: args.target,
             data: args.data,
+            files: args.files,
             text_column: args.text_column,
             window: args.window,
             max_tokens: args.max_tokens,

@@ -108,7 +108,10 @@ fn a_gated_repository_and_a_missing_one_are_named_with_what_to_do() {
     let wrong = run(pretrain(&home, &run_folder).env("HF_ENDPOINT", &server.endpoint).env("HF_TOKEN", "not-it"));
     assert!(!stderr(&wrong).contains("not-it"), "the token is printed: {}", stderr(&wrong));
     let mut command = pretrain(&home, &run_folder);
-    command.env("HF_ENDPOINT", &server.endpoint).env("HF_TOKEN", "secret").args(["--set", "data.source=nobody/nothing"]);
+    command
+        .env("HF_ENDPOINT", &server.endpoint)
+        .env("HF_TOKEN", "secret")
+        .args(["--set", "data.source=nobody/nothing"]);
     let output = run(&mut command);
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("nobody/nothing"), "{}", stderr(&output));

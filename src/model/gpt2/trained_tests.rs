@@ -61,9 +61,11 @@ fn assert_close(name: &str, found: &[f32], expected: &[f32]) {
 fn every_block_of_the_twin_gives_pytorchs_activations() -> Result<()> {
     let trained = Trained::load()?;
     let parameters = trained.config.parameters(&trained.layout);
-    let pair = |weight: usize, bias: usize| -> Result<[Tensor; 2]> { Ok([trained.tensor(weight)?, trained.tensor(bias)?]) };
+    let pair =
+        |weight: usize, bias: usize| -> Result<[Tensor; 2]> { Ok([trained.tensor(weight)?, trained.tensor(bias)?]) };
     let ids = Tensor::from_vec(trained.ids()?, (ROWS, TIME), &Device::Cpu)?;
-    let (tokens, positions) = (trained.tensor(parameters.token_embedding)?, trained.tensor(parameters.position_embedding)?);
+    let (tokens, positions) =
+        (trained.tensor(parameters.token_embedding)?, trained.tensor(parameters.position_embedding)?);
     let mut x = twin::embed(&tokens, &positions, &ids)?;
     let check = |name: &str, x: &Tensor| -> Result<()> {
         assert_close(name, &x.flatten_all()?.to_vec1::<f32>()?, &trained.expected(name)?);
