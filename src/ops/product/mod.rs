@@ -1,13 +1,44 @@
-//! Matrix products: C = scale * A B, or C += scale * A B, over strided f32 operands.
+//! Matrix products: C = scale * A B, or C += scale * A B, over strided operands in f32 or bf16.
 //!
-//! The f32 kernels are the gemm crate's (AVX-512, AVX2 or portable, chosen at run time). Their result does not depend
-//! on the number of threads.
+//! [`multiply`] is f32 throughout; its kernels are the gemm crate's (AVX-512, AVX2 or portable, chosen at run time).
+//! [`multiply_in`] also rounds the operands to bf16 and sums the products in f32, and takes operands stored as bf16.
+//! C is f32 always. No result depends on the number of threads.
 
-/// Which kernels multiply.
+mod blocks;
+mod instructions;
+mod pack;
+#[cfg(target_arch = "x86_64")]
+mod pack_x86;
+mod scratch;
+mod tile;
+#[cfg(target_arch = "x86_64")]
+mod tile_x86;
+
+use half::bf16;
+pub use instructions::Instructions;
+
+/// What the operands of a product are rounded to; sums are f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
-    /// f32 operands, f32 products and sums.
+    /// f32 operands and products.
     F32,
+    /// Operands rounded to bf16, nearest even. Numbers below bf16's normal range (1.2e-38) may count as 0.
+    Bf16,
+}
+
+impl Precision {
+    /// Whether this processor multiplies bf16 faster than f32.
+    pub fn bf16_is_native() -> bool {
+        Instructions::best() == Instructions::Avx512Bf16
+    }
+
+    /// Why bf16 is native or is not, for the start of a run.
+    pub fn bf16_reason() -> String {
+        match Instructions::best() {
+            Instructions::Avx512Bf16 => "this processor has AVX512-BF16".into(),
+            other => format!("this processor lacks AVX512-BF16 (it has {}), so bf16 would not be faster", other.name()),
+        }
+    }
 }
 
 /// Which threads a product may use.
@@ -21,15 +52,18 @@ pub enum Threads {
 
 /// A matrix as a slice with strides: element (i, j) is `data[i * row_stride + j * column_stride]`.
 #[derive(Clone, Copy, Debug)]
-pub struct Operand<'a> {
-    pub data: &'a [f32],
+pub struct Operand<'a, N = f32> {
+    pub data: &'a [N],
     pub row_stride: usize,
     pub column_stride: usize,
 }
 
-impl<'a> Operand<'a> {
+/// A matrix stored as bf16: saved activations, and the copy of the weights that the optimizer writes.
+pub type Operand16<'a> = Operand<'a, bf16>;
+
+impl<'a, N> Operand<'a, N> {
     /// Rows of `columns` contiguous numbers.
-    pub fn row_major(data: &'a [f32], columns: usize) -> Self {
+    pub fn row_major(data: &'a [N], columns: usize) -> Self {
         Self { data, row_stride: columns, column_stride: 1 }
     }
 
@@ -40,6 +74,42 @@ impl<'a> Operand<'a> {
 
     fn covers(&self, rows: usize, columns: usize) -> bool {
         rows == 0 || columns == 0 || (rows - 1) * self.row_stride + (columns - 1) * self.column_stride < self.data.len()
+    }
+}
+
+/// An operand of either type.
+#[derive(Clone, Copy, Debug)]
+pub enum Matrix<'a> {
+    F32(Operand<'a>),
+    Bf16(Operand16<'a>),
+}
+
+impl Matrix<'_> {
+    /// The transpose.
+    pub fn transposed(self) -> Self {
+        match self {
+            Self::F32(operand) => Self::F32(operand.transposed()),
+            Self::Bf16(operand) => Self::Bf16(operand.transposed()),
+        }
+    }
+
+    fn covers(&self, rows: usize, columns: usize) -> bool {
+        match self {
+            Self::F32(operand) => operand.covers(rows, columns),
+            Self::Bf16(operand) => operand.covers(rows, columns),
+        }
+    }
+}
+
+impl<'a> From<Operand<'a>> for Matrix<'a> {
+    fn from(operand: Operand<'a>) -> Self {
+        Self::F32(operand)
+    }
+}
+
+impl<'a> From<Operand16<'a>> for Matrix<'a> {
+    fn from(operand: Operand16<'a>) -> Self {
+        Self::Bf16(operand)
     }
 }
 
@@ -117,9 +187,73 @@ pub fn multiply(
     }
 }
 
+/// C [m, n], rows of `c_row_stride`, (+)= scale * A [m, k] * B [k, n], operands rounded as `precision` says.
+///
+/// Operands are f32 or bf16, each by itself. Those with contiguous rows or columns are packed fastest.
+///
+/// # Panics
+/// When a slice is too short for its matrix.
+#[allow(clippy::too_many_arguments, reason = "a product has this many operands")]
+pub fn multiply_in<'a>(
+    precision: Precision,
+    threads: Threads,
+    size: Size,
+    a: impl std::convert::Into<Matrix<'a>>,
+    b: impl std::convert::Into<Matrix<'a>>,
+    scale: f32,
+    c: &mut [f32],
+    c_row_stride: usize,
+    into: Into,
+) {
+    match (precision, a.into(), b.into()) {
+        (Precision::F32, Matrix::F32(a), Matrix::F32(b)) => multiply(threads, size, a, b, scale, c, c_row_stride, into),
+        (_, a, b) => {
+            multiply_with(Instructions::best(), precision, threads, size, a, b, scale, c, c_row_stride, into);
+        }
+    }
+}
+
+/// [`multiply_in`] on our own kernels with given instructions, for tests and benchmarks.
+///
+/// # Panics
+/// When a slice is too short for its matrix, or the processor lacks the instructions.
+#[allow(clippy::too_many_arguments, reason = "a product has this many operands")]
+pub fn multiply_with(
+    instructions: Instructions,
+    precision: Precision,
+    threads: Threads,
+    size: Size,
+    a: Matrix,
+    b: Matrix,
+    scale: f32,
+    c: &mut [f32],
+    c_row_stride: usize,
+    into: Into,
+) {
+    let Size { m, k, n } = size;
+    if m == 0 || n == 0 {
+        return;
+    }
+    assert!(instructions.are_available(), "{instructions:?} on a processor without them");
+    assert!(a.covers(m, k) && b.covers(k, n), "an operand is shorter than its matrix {size:?}");
+    assert!(n <= c_row_stride && (m - 1) * c_row_stride + n <= c.len(), "the result is shorter than its matrix");
+    if k == 0 {
+        if into == Into::Overwrite {
+            c.chunks_mut(c_row_stride).take(m).for_each(|row| row[..n].fill(0.0));
+        }
+        return;
+    }
+    let word = instructions.word(precision);
+    // SAFETY: the assertions above keep every element inside the slices, and `c` is exclusive.
+    unsafe {
+        blocks::multiply(instructions, word, threads, size, a, b, scale, c.as_mut_ptr(), c_row_stride, into);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random::{Stream, generator, uniform};
 
     /// The definition, in f64.
     fn reference(size: Size, a: Operand, b: Operand, scale: f32, c: &mut [f32], stride: usize, into: Into) {
@@ -129,6 +263,170 @@ mod tests {
                 let sum: f64 = (0..size.k).map(|p| at(&a, i, p) * at(&b, p, j)).sum();
                 let old = if into == Into::Accumulate { f64::from(c[i * stride + j]) } else { 0.0 };
                 c[i * stride + j] = (old + f64::from(scale) * sum) as f32;
+            }
+        }
+    }
+
+    /// `count` numbers in [-0.5, 0.5).
+    fn numbers(count: usize, seed: u64) -> Vec<f32> {
+        let mut generator = generator(seed, Stream::Init);
+        (0..count).map(|_| uniform(&mut generator) - 0.5).collect()
+    }
+
+    fn round(numbers: &[f32]) -> Vec<bf16> {
+        numbers.iter().map(|&x| bf16::from_f32(x)).collect()
+    }
+
+    fn widen(numbers: &[bf16]) -> Vec<f32> {
+        numbers.iter().map(|x| x.to_f32()).collect()
+    }
+
+    /// A [rows, columns] operand lying in `data` by rows, by columns or with gaps in both directions.
+    fn laid_out<N>(data: &[N], layout: usize, rows: usize, columns: usize) -> Operand<'_, N> {
+        match layout {
+            0 => Operand::row_major(data, columns),
+            1 => Operand::row_major(data, rows).transposed(),
+            _ => Operand { data, row_stride: 2 * columns + 1, column_stride: 2 },
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_and_precision_and_layout_gives_the_products_of_the_rounded_operands() {
+        let (x, y) = (numbers(150_000, 1), numbers(150_000, 2));
+        let (x16, y16) = (round(&x), round(&y));
+        let (x_rounded, y_rounded) = (widen(&x16), widen(&y16));
+        let sizes = [(1, 1, 1), (8, 16, 48), (9, 17, 49), (7, 1, 16), (3, 700, 33), (33, 1100, 5), (64, 128, 100)];
+        for (m, k, n) in sizes {
+            let size = Size { m, k, n };
+            for (la, lb) in [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (0, 2)] {
+                for precision in [Precision::F32, Precision::Bf16] {
+                    let stored = [false, true].map(|sixteen| match precision {
+                        Precision::F32 if !sixteen => (&x, &y),
+                        _ => (&x_rounded, &y_rounded),
+                    });
+                    for (sixteen, (x_used, y_used)) in [false, true].into_iter().zip(stored) {
+                        let (scale, into) = if sixteen { (1.0, Into::Overwrite) } else { (0.7, Into::Accumulate) };
+                        let mut expected = vec![0.25f32; m * (n + 3)];
+                        let a = laid_out(x_used, la, m, k);
+                        let b = laid_out(y_used, lb, k, n);
+                        reference(size, a, b, scale, &mut expected, n + 3, into);
+                        let (a, b) = if sixteen {
+                            (Matrix::Bf16(laid_out(&x16, la, m, k)), Matrix::Bf16(laid_out(&y16, lb, k, n)))
+                        } else {
+                            (Matrix::F32(laid_out(&x, la, m, k)), Matrix::F32(laid_out(&y, lb, k, n)))
+                        };
+                        for instructions in Instructions::available() {
+                            let mut c = vec![0.25f32; m * (n + 3)];
+                            multiply_with(
+                                instructions,
+                                precision,
+                                Threads::All,
+                                size,
+                                a,
+                                b,
+                                scale,
+                                &mut c,
+                                n + 3,
+                                into,
+                            );
+                            let worst = c.iter().zip(&expected).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
+                            let case = format!("{instructions:?} {precision:?} {size:?} {la}{lb} {sixteen}");
+                            assert!(worst < 2e-7 * (k as f32).sqrt() + 1e-6, "{case}: {worst}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn results_are_the_same_bits_for_any_number_of_threads() -> anyhow::Result<()> {
+        // Deeper than one block, with both operands as the shared one.
+        for (m, k, n) in [(300, 2100, 130), (100, 2100, 500), (1000, 64, 24)] {
+            let (x, y) = (numbers(m * k, 3), numbers(k * n, 4));
+            let (a, b) = (Operand::row_major(&x, k), Operand::row_major(&y, n));
+            for precision in [Precision::F32, Precision::Bf16] {
+                for instructions in Instructions::available() {
+                    let run = |threads: Threads| {
+                        let mut c = vec![1.0f32; m * n];
+                        let (a, b) = (a.into(), b.into());
+                        let size = Size { m, k, n };
+                        multiply_with(instructions, precision, threads, size, a, b, 1.0, &mut c, n, Into::Accumulate);
+                        c
+                    };
+                    let alone = run(Threads::One);
+                    for count in [2, 3, 8] {
+                        let pool = rayon::ThreadPoolBuilder::new().num_threads(count).build()?;
+                        let together = pool.install(|| run(Threads::All));
+                        assert!(alone == together, "{instructions:?} {precision:?} {m} {k} {n} on {count} threads");
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn not_a_number_and_infinity_reach_exactly_their_row_and_column() {
+        let (m, k, n) = (20, 40, 60);
+        let (mut x, mut y) = (vec![1.0f32; m * k], vec![1.0f32; k * n]);
+        x[3 * k + 39] = f32::NAN;
+        // All bits set: rounding by adding would carry into the sign and leave a zero.
+        x[5 * k] = f32::from_bits(0x7fff_ffff);
+        x[7 * k + 1] = f32::INFINITY;
+        // Beyond bf16's largest number.
+        x[8 * k + 2] = f32::MAX;
+        y[4 * n + 11] = f32::NEG_INFINITY;
+        for instructions in Instructions::available() {
+            for (a, b) in [
+                (Operand::row_major(&x, k), Operand::row_major(&y, n)),
+                (Operand::row_major(&x, m).transposed(), Operand::row_major(&y, k).transposed()),
+            ] {
+                // The second pair reads the same numbers as other matrices: the definition tells what belongs where.
+                let rounded = |o: &Operand, i: usize, j: usize| {
+                    bf16::from_f32(o.data[i * o.row_stride + j * o.column_stride]).to_f32()
+                };
+                let mut c = vec![0.0f32; m * n];
+                let size = Size { m, k, n };
+                let (precision, threads) = (Precision::Bf16, Threads::One);
+                multiply_with(
+                    instructions,
+                    precision,
+                    threads,
+                    size,
+                    a.into(),
+                    b.into(),
+                    1.0,
+                    &mut c,
+                    n,
+                    Into::Overwrite,
+                );
+                for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
+                    let expected: f32 = (0..k).map(|p| rounded(&a, i, p) * rounded(&b, p, j)).sum();
+                    let found = c[i * n + j];
+                    let same = found == expected || (found.is_nan() && expected.is_nan());
+                    assert!(same, "{instructions:?} at {i}, {j}: {found}, not {expected}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn operands_round_to_the_nearest_bf16_and_ties_to_the_even_one() {
+        // 1 + 2^-8 lies half way between 1 and 1 + 2^-7, 1 + 3 * 2^-8 between 1 + 2^-7 and 1 + 2^-6.
+        let cases = [(1.00390625f32, 1.0f32), (1.01171875, 1.015625), (1.00390637, 1.0078125), (-1.00390625, -1.0)];
+        for instructions in Instructions::available() {
+            for (from, to) in cases {
+                for lines in [1usize, 16] {
+                    let (x, y) = (vec![from; lines * 16], vec![1.0f32; 16 * lines]);
+                    let (a, b) = (Operand::row_major(&x, 16), Operand::row_major(&y, lines));
+                    let size = Size { m: lines, k: 16, n: lines };
+                    let mut c = vec![0.0f32; lines * lines];
+                    let (precision, threads) = (Precision::Bf16, Threads::One);
+                    let (a, b) = (a.into(), b.into());
+                    multiply_with(instructions, precision, threads, size, a, b, 1.0, &mut c, lines, Into::Overwrite);
+                    assert!(c.iter().all(|&x| x == 16.0 * to), "{instructions:?} {from}: {c:?}");
+                }
             }
         }
     }
