@@ -6,7 +6,7 @@
 //! is computed whole by one thread, block after block, so the result does not depend on it.
 
 use super::instructions::{Instructions, Word};
-use super::pack::{Part, panel_stride};
+use super::pack::{self, Part, panel_stride};
 use super::scratch;
 use super::tile::{COLUMNS, Kernel, ROWS, Tile};
 use super::{Into, Matrix, Size, Threads};
@@ -241,23 +241,35 @@ impl Job<'_> {
             let to_section_end = panels - (first - before) % panels;
             (left / (2 * self.threads)).clamp(1, most_panels).min(to_section_end)
         };
-        while let Some(units) = self.multiplying.take(before + self.units(), most) {
-            let first = units.start - before;
-            let (section, taken) = (first / panels, first % panels..first % panels + units.len());
-            let shared = self.shared.panels();
-            let shared = shared * section / self.sections..shared * (section + 1) / self.sections;
+        let limit = before + self.units();
+        let mut next = self.multiplying.take(limit, most);
+        while let Some(units) = next.take() {
+            next = self.multiplying.take(limit, most);
+            let panels_of = |units: &Range<usize>| {
+                let first = (units.start - before) % panels;
+                first..first + units.len()
+            };
+            let taken = panels_of(&units);
             let part = self.part(&self.own, taken.clone(), block);
             self.instructions.pack(self.word, self.own.matrix, part, own);
+            let next_part = next.as_ref().map(|units| self.part(&self.own, panels_of(units), block));
             let steps = part.depth.div_ceil(self.word.numbers());
-            for shared in shared {
+            let section = (units.start - before) / panels;
+            let shared = self.shared.panels();
+            let shared = shared * section / self.sections..shared * (section + 1) / self.sections;
+            for shared_panel in shared.clone() {
+                if let Some(part) = next_part {
+                    // While this thread multiplies, memory brings what it packs next.
+                    pack::prefetch(self.own.matrix, part, shared_panel - shared.start, shared.len());
+                }
                 for own_panel in taken.clone() {
                     // SAFETY: both panels are packed, and the tile is of this thread's unit.
                     unsafe {
-                        let shared_words = self.buffers[block % 2].add(self.shared.words(shared));
+                        let shared_words = self.buffers[block % 2].add(self.shared.words(shared_panel));
                         let own_words = own.as_ptr().add(self.own.words(own_panel - taken.start));
                         match self.which {
-                            Shared::A => self.tile(block, steps, shared, shared_words, own_panel, own_words),
-                            Shared::B => self.tile(block, steps, own_panel, own_words, shared, shared_words),
+                            Shared::A => self.tile(block, steps, shared_panel, shared_words, own_panel, own_words),
+                            Shared::B => self.tile(block, steps, own_panel, own_words, shared_panel, shared_words),
                         }
                     }
                 }

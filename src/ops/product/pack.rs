@@ -4,7 +4,7 @@
 //! or a pair of bf16 neighbours along the depth (the first one in the low half). Lines and depth beyond the matrix are
 //! zeros, which add nothing to a sum.
 
-use super::Operand;
+use super::{Matrix, Operand};
 use super::scratch::LINE;
 use half::bf16;
 
@@ -131,3 +131,33 @@ pub(super) fn one_line<W: Words>(
         words[step * part.width + line] = W::word(number(depth), second);
     }
 }
+
+/// Asks memory for the `nth` of `of` equal shares of what packing `part` will read.
+pub(super) fn prefetch(from: Matrix, part: Part, nth: usize, of: usize) {
+    match from {
+        Matrix::F32(from) => prefetch_numbers(from, part, nth, of),
+        Matrix::Bf16(from) => prefetch_numbers(from, part, nth, of),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn prefetch_numbers<N>(from: Operand<N>, part: Part, nth: usize, of: usize) {
+    use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+    let first = from.data.as_ptr().wrapping_add(part.first_line * from.row_stride + part.first_depth * from.column_stride);
+    let lines_run = from.row_stride < from.column_stride;
+    let (runs, run_stride, numbers, stride) = if lines_run {
+        (part.depth, from.column_stride, part.lines, from.row_stride)
+    } else {
+        (part.lines, from.row_stride, part.depth, from.column_stride)
+    };
+    for run in runs * nth / of..runs * (nth + 1) / of {
+        let run = first.wrapping_add(run * run_stride).cast::<u8>();
+        for byte in (0..numbers * stride * size_of::<N>()).step_by(64) {
+            // SAFETY: a prefetch of any address is harmless.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(run.wrapping_add(byte).cast()) };
+        }
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn prefetch_numbers<N>(_: Operand<N>, _: Part, _: usize, _: usize) {}

@@ -132,6 +132,8 @@ pub(super) unsafe fn avx512<W: VectorWords>(from: Operand<W::Number>, part: Part
 
 /// Lines handled at once.
 const EIGHT: usize = 8;
+/// Steps ahead of which rows that are far apart are fetched.
+const AHEAD: usize = 6;
 
 #[inline(always)]
 unsafe fn pack<W: VectorWords>(from: Operand<W::Number>, part: Part, out: &mut [u32]) {
@@ -170,6 +172,12 @@ unsafe fn contiguous_lines<W: VectorWords>(from: Operand<W::Number>, part: Part,
         for step in 0..part.depth.div_ceil(W::PER_WORD) {
             let depth = step * W::PER_WORD;
             let row = first.add(depth * from.column_stride);
+            for ahead in 0..W::PER_WORD {
+                let row = row.wrapping_add((AHEAD * W::PER_WORD + ahead) * from.column_stride);
+                for line in (0..part.lines).step_by(64 / size_of::<W::Number>()) {
+                    _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(line).cast());
+                }
+            }
             let second = (depth + 1 < part.depth).then(|| row.add(from.column_stride));
             let mut line = 0;
             for panel in 0..part.panels() {
@@ -190,16 +198,19 @@ unsafe fn contiguous_lines<W: VectorWords>(from: Operand<W::Number>, part: Part,
 unsafe fn contiguous_depth<W: VectorWords>(from: Operand<W::Number>, part: Part, lines: usize, out: &mut [u32]) {
     // SAFETY: `pack` asserted that the part lies inside the operand and its panels inside the buffer.
     unsafe {
-        for line in (0..lines).step_by(EIGHT) {
-            let first = from.data.as_ptr().add((part.first_line + line) * from.row_stride + part.first_depth);
-            let words = out.as_mut_ptr().add(line / part.width * part.panel_stride + line % part.width);
+        let wide = if part.width % (2 * EIGHT) == 0 { 2 * EIGHT } else { EIGHT };
+        for band in (0..lines).step_by(wide) {
             for step in (0..part.depth / (W::PER_WORD * EIGHT) * EIGHT).step_by(EIGHT) {
-                let mut block = [_mm256_setzero_si256(); EIGHT];
-                for (i, row) in block.iter_mut().enumerate() {
-                    *row = W::along_depth(first.add(i * from.row_stride + step * W::PER_WORD));
-                }
-                for (i, row) in transpose(block).into_iter().enumerate() {
-                    _mm256_storeu_si256(words.add((step + i) * part.width).cast(), row);
+                for line in (band..lines.min(band + wide)).step_by(EIGHT) {
+                    let line_from = from.data.as_ptr().add((part.first_line + line) * from.row_stride + part.first_depth);
+                    let words = out.as_mut_ptr().add(line / part.width * part.panel_stride + line % part.width);
+                    let mut block = [_mm256_setzero_si256(); EIGHT];
+                    for (i, row) in block.iter_mut().enumerate() {
+                        *row = W::along_depth(line_from.add(i * from.row_stride + step * W::PER_WORD));
+                    }
+                    for (i, row) in transpose(block).into_iter().enumerate() {
+                        _mm256_storeu_si256(words.add((step + i) * part.width).cast(), row);
+                    }
                 }
             }
         }

@@ -53,7 +53,27 @@ macro_rules! avx512_kernel {
                     a = a.add(ROWS);
                     b = b.add(COLUMNS);
                 }
-                write::<REGISTERS>(&sums, tile);
+                let scale = _mm512_set1_ps(tile.scale);
+                for (row, sums) in sums.iter().enumerate() {
+                    if row == tile.rows {
+                        break;
+                    }
+                    for (register, sum) in sums.iter().enumerate() {
+                        // The tile's columns in this register.
+                        let mask = (0xffff_ffffu32 >> (32 - (tile.columns - register * WIDE).min(WIDE))) as u16;
+                        let c = tile.c.add(row * tile.row_stride + register * WIDE);
+                        let value = if tile.accumulate {
+                            _mm512_fmadd_ps(*sum, scale, _mm512_maskz_loadu_ps(mask, c))
+                        } else {
+                            _mm512_mul_ps(*sum, scale)
+                        };
+                        if mask == 0xffff {
+                            _mm512_storeu_ps(c, value);
+                        } else {
+                            _mm512_mask_storeu_ps(c, mask, value);
+                        }
+                    }
+                }
             }
         }
     };
@@ -74,31 +94,6 @@ avx512_kernel!(
     "avx512f",
     |sum, a: __m512i, b: __m512i| _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), sum)
 );
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn write<const REGISTERS: usize>(sums: &[[__m512; REGISTERS]; ROWS], tile: &Tile) {
-    let scale = _mm512_set1_ps(tile.scale);
-    let last = tile.columns - (REGISTERS - 1) * WIDE;
-    for (row, sums) in sums.iter().enumerate() {
-        if row >= tile.rows {
-            break;
-        }
-        for (register, sum) in sums.iter().enumerate() {
-            let mask = if register + 1 == REGISTERS { 0xffffu16 >> (WIDE - last) } else { 0xffff };
-            // SAFETY: the mask keeps to the tile's columns.
-            unsafe {
-                let c = tile.c.add(row * tile.row_stride + register * WIDE);
-                let value = if tile.accumulate {
-                    _mm512_fmadd_ps(*sum, scale, _mm512_maskz_loadu_ps(mask, c))
-                } else {
-                    _mm512_mul_ps(*sum, scale)
-                };
-                if mask == 0xffff { _mm512_storeu_ps(c, value) } else { _mm512_mask_storeu_ps(c, mask, value) }
-            }
-        }
-    }
-}
 
 /// Over f32 words with AVX2 and FMA: parts of 4 rows by 3 registers, as 16 registers allow.
 ///
