@@ -13,8 +13,8 @@ use super::{Into, Matrix, Size, Threads};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Steps in a block of the depth, at most: a panel of A (16 KiB) then fits the first-level cache.
-const MOST_STEPS: usize = 512;
+/// Steps in a block of the depth, at most: a panel of A (24 KiB) then fits the first-level cache.
+const MOST_STEPS: usize = 768;
 /// Words of the panels that a thread packs for itself: 384 KiB of the second-level cache.
 const OWN_WORDS: usize = 96 * 1024;
 /// Multiply-adds for which another thread is worth waking.
