@@ -4,8 +4,8 @@
 //! or a pair of bf16 neighbours along the depth (the first one in the low half). Lines and depth beyond the matrix are
 //! zeros, which add nothing to a sum.
 
-use super::{Matrix, Operand};
 use super::scratch::LINE;
+use super::{Matrix, Operand};
 use half::bf16;
 
 /// Which part of an operand is packed into which panels. Its lines are the rows of A or of the transpose of B.
@@ -143,7 +143,8 @@ pub(super) fn prefetch(from: Matrix, part: Part, nth: usize, of: usize) {
 #[cfg(target_arch = "x86_64")]
 fn prefetch_numbers<N>(from: Operand<N>, part: Part, nth: usize, of: usize) {
     use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-    let first = from.data.as_ptr().wrapping_add(part.first_line * from.row_stride + part.first_depth * from.column_stride);
+    let first =
+        from.data.as_ptr().wrapping_add(part.first_line * from.row_stride + part.first_depth * from.column_stride);
     let lines_run = from.row_stride < from.column_stride;
     let (runs, run_stride, numbers, stride) = if lines_run {
         (part.depth, from.column_stride, part.lines, from.row_stride)

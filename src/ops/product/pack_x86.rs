@@ -80,7 +80,7 @@ impl VectorWords for RoundedPairs {
                 let bits: __m128i = std::mem::transmute(_mm256_cvtneps_pbh(_mm256_loadu_ps(from)));
                 _mm256_cvtepu16_epi32(bits)
             };
-            pair(narrow(from), second.map(|second| narrow(second)))
+            pair(narrow(from), second.map(narrow))
         }
     }
 }
@@ -96,7 +96,7 @@ impl VectorWords for Pairs {
         // SAFETY: the caller vouches for eight numbers at each pointer.
         unsafe {
             let load = |from: *const bf16| _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
-            pair(load(from), second.map(|second| load(second)))
+            pair(load(from), second.map(load))
         }
     }
 }
@@ -128,6 +128,21 @@ pub(super) unsafe fn avx2<W: VectorWords>(from: Operand<W::Number>, part: Part, 
 pub(super) unsafe fn avx512<W: VectorWords>(from: Operand<W::Number>, part: Part, out: &mut [u32]) {
     // SAFETY: the caller vouches for the instructions.
     unsafe { pack::<W>(from, part, out) }
+}
+
+/// Rounds numbers to bf16, nearest even; what lies below bf16's normal range becomes 0.
+///
+/// # Safety
+/// The processor has AVX512-F, -VL and -BF16, and the slices have equal lengths.
+#[target_feature(enable = "avx2,avx512f,avx512vl,avx512bf16")]
+pub(super) unsafe fn narrow(from: &[f32], to: &mut [bf16]) {
+    const SIXTEEN: usize = 16;
+    let vectors = from.len() / SIXTEEN * SIXTEEN;
+    for i in (0..vectors).step_by(SIXTEEN) {
+        // SAFETY: both slices have sixteen numbers from i on.
+        unsafe { _mm256_storeu_si256(to.as_mut_ptr().add(i).cast(), RoundedPairs::along_depth(from.as_ptr().add(i))) };
+    }
+    to[vectors..].iter_mut().zip(&from[vectors..]).for_each(|(to, &from)| *to = bf16::from_f32(from));
 }
 
 /// Lines handled at once.
@@ -198,11 +213,12 @@ unsafe fn contiguous_lines<W: VectorWords>(from: Operand<W::Number>, part: Part,
 unsafe fn contiguous_depth<W: VectorWords>(from: Operand<W::Number>, part: Part, lines: usize, out: &mut [u32]) {
     // SAFETY: `pack` asserted that the part lies inside the operand and its panels inside the buffer.
     unsafe {
-        let wide = if part.width % (2 * EIGHT) == 0 { 2 * EIGHT } else { EIGHT };
+        let wide = if part.width.is_multiple_of(2 * EIGHT) { 2 * EIGHT } else { EIGHT };
         for band in (0..lines).step_by(wide) {
             for step in (0..part.depth / (W::PER_WORD * EIGHT) * EIGHT).step_by(EIGHT) {
                 for line in (band..lines.min(band + wide)).step_by(EIGHT) {
-                    let line_from = from.data.as_ptr().add((part.first_line + line) * from.row_stride + part.first_depth);
+                    let line_from =
+                        from.data.as_ptr().add((part.first_line + line) * from.row_stride + part.first_depth);
                     let words = out.as_mut_ptr().add(line / part.width * part.panel_stride + line % part.width);
                     let mut block = [_mm256_setzero_si256(); EIGHT];
                     for (i, row) in block.iter_mut().enumerate() {

@@ -84,7 +84,11 @@ avx512_kernel!(
     avx512_bf16,
     avx512_bf16_sums,
     "avx512f,avx512bf16",
-    |sum, a: __m512i, b: __m512i| _mm512_dpbf16_ps(sum, std::mem::transmute(a), std::mem::transmute(b))
+    |sum, a: __m512i, b: __m512i| {
+        // The same bits under another name.
+        let [a, b] = [a, b].map(|word| std::mem::transmute::<__m512i, __m512bh>(word));
+        _mm512_dpbf16_ps(sum, a, b)
+    }
 );
 
 avx512_kernel!(
