@@ -1,1 +1,7 @@
-//! quickstart (see the design).
+//! The embedded quickstart: its word problems and its tokenizer, made from a seed without any file or network.
+
+pub mod corpus;
+pub mod tokenizer;
+
+mod draw;
+mod problems;
