@@ -8,6 +8,7 @@ use vrtrain::ops::attention::{InputGradients, Inputs, Saved, Shape};
 use vrtrain::ops::cross_entropy::{Head, Labels};
 use vrtrain::ops::embedding::Positions;
 use vrtrain::ops::linear::{Dims, Orientation, Weight};
+use vrtrain::ops::product::Precision;
 use vrtrain::ops::{Gradient, activation, attention, cross_entropy, embedding, layer_norm, linear, rms_norm, rotary};
 use vrtrain::random::{Stream, fill_normal, generator};
 
@@ -106,11 +107,11 @@ fn linears(report: &Report, rows: usize) {
         ("mlp.c_proj", 4 * WIDTH, WIDTH),
     ];
     for (name, inputs, outputs) in shapes {
-        let dims = Dims { inputs, outputs, orientation: Orientation::InOut };
+        let dims = Dims { inputs, outputs, orientation: Orientation::InOut, precision: Precision::F32 };
         let (data, bias) = (normal(1, inputs * outputs), normal(2, outputs));
         let (x, dy) = (normal(3, rows * inputs), normal(4, rows * outputs));
         let (mut y, mut dx, mut dweight, mut dbias) = (dy.clone(), x.clone(), data.clone(), bias.clone());
-        let weight = Weight { data: &data, dims };
+        let weight = Weight { data: (&data).into(), dims };
         let flops = 2.0 * (rows * inputs * outputs) as f64;
         let residual = (name.contains("proj")).then_some(&dy[..]);
         report.measure(&format!("linear {name}"), LAYERS, flops, || {
@@ -169,7 +170,7 @@ fn ends(report: &Report, rows: usize, sequence: usize) {
         embedding::backward(&ids, &x, WIDTH, Gradient::accumulate(&mut dweight)).expect("ids inside the vocabulary");
         embedding::backward_positions(&x, WIDTH, sequence, Gradient::accumulate(&mut dtable));
     });
-    let head = Head { weight: &weight, vocabulary: VOCABULARY, width: WIDTH };
+    let head = Head { weight: (&weight).into(), vocabulary: VOCABULARY, width: WIDTH, precision: Precision::F32 };
     let mut scratch = vec![0.0; cross_entropy::scratch_len(rows, VOCABULARY)];
     let (mut nll, mut dx) = (vec![0.0f64; rows], x.clone());
     let product = 2.0 * (rows * VOCABULARY * WIDTH) as f64;

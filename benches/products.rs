@@ -79,9 +79,9 @@ fn main() {
                 for (contestant, times) in contestants.iter().zip(&mut times) {
                     let operands = if contestant.3 {
                         let [x, weight, dy] = &stored;
-                        operands(layer, pass, rows, [x, weight, dy], |o| Matrix::Bf16(o))
+                        operands(layer, pass, rows, [x, weight, dy], Matrix::Bf16)
                     } else {
-                        operands(layer, pass, rows, [&x, &weight, &dy], |o| Matrix::F32(o))
+                        operands(layer, pass, rows, [&x, &weight, &dy], Matrix::F32)
                     };
                     let start = Instant::now();
                     run(contestant, operands, &mut c);
@@ -249,6 +249,8 @@ mod peak {
     peak!(avx512_bf16, "avx512f,avx512bf16", _mm512_setzero_ps(), 64, |sum| {
         // 32 times 1.0 and 0.0078125.
         let (one, small) = (_mm512_set1_epi32(0x3f80_3f80), _mm512_set1_epi32(0x3c00_3c00));
-        unsafe { _mm512_dpbf16_ps(sum, std::mem::transmute(one), std::mem::transmute(small)) }
+        // SAFETY: the same bits under another name.
+        let [one, small] = [one, small].map(|bits| unsafe { std::mem::transmute::<__m512i, __m512bh>(bits) });
+        _mm512_dpbf16_ps(sum, one, small)
     });
 }

@@ -6,6 +6,7 @@
 use super::{BlockParameters, Gpt2Config, Gpt2Parameters, LinearParameters, NormParameters};
 use crate::config::Recompute;
 use crate::model::{Batch, Labels, LossSum};
+use crate::ops::product::Precision;
 use crate::ops::{Gradient, activation, attention, cross_entropy, embedding, layer_norm, linear};
 use crate::params::{GradientSlots, Layout};
 use anyhow::Result;
@@ -94,16 +95,22 @@ impl Model {
     fn linear_weight<'a>(&self, weights: &'a [f32], layer: LinearParameters) -> linear::Weight<'a> {
         let shape = &self.layout.parameters()[layer.weight].shape;
         linear::Weight {
-            data: self.weight(weights, layer.weight),
-            dims: linear::Dims { inputs: shape[0], outputs: shape[1], orientation: linear::Orientation::InOut },
+            data: self.weight(weights, layer.weight).into(),
+            dims: linear::Dims {
+                inputs: shape[0],
+                outputs: shape[1],
+                orientation: linear::Orientation::InOut,
+                precision: Precision::F32,
+            },
         }
     }
 
     fn head<'a>(&self, weights: &'a [f32]) -> cross_entropy::Head<'a> {
         cross_entropy::Head {
-            weight: self.weight(weights, self.parameters.head),
+            weight: self.weight(weights, self.parameters.head).into(),
             vocabulary: self.config.vocab_size,
             width: self.config.n_embd,
+            precision: Precision::F32,
         }
     }
 

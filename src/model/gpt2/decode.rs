@@ -2,6 +2,7 @@
 
 use super::Gpt2Cpu;
 use super::cpu::Extent;
+use crate::ops::product::Precision;
 use crate::ops::{activation, attention, embedding, linear};
 use anyhow::{Result, ensure};
 
@@ -147,11 +148,12 @@ impl Gpt2Cpu {
     fn head_logits(&self, weights: &[f32], hidden: &[f32], logits: &mut [f32]) {
         let config = &self.model.config;
         let head = linear::Weight {
-            data: self.model.weight(weights, self.model.parameters.head),
+            data: self.model.weight(weights, self.model.parameters.head).into(),
             dims: linear::Dims {
                 inputs: config.n_embd,
                 outputs: config.vocab_size,
                 orientation: linear::Orientation::OutIn,
+                precision: Precision::F32,
             },
         };
         linear::forward(hidden, head, None, None, logits);
