@@ -7,6 +7,7 @@ use crate::config::{ConfigError, Recompute, Source};
 use crate::data::documents_as_ids;
 use crate::eval::perplexity;
 use crate::model::{Engine, LossSum};
+use crate::ops::product::Precision;
 use anyhow::{Result, ensure};
 use candle_core::Device;
 use serde_json::json;

@@ -8,6 +8,7 @@ use crate::generate::{
     End, Flow, Limits, Sampler, SamplingOptions, Scanned, SpecialTokens, StopScanner, TextStream, complete,
 };
 use crate::model::gpt2::Gpt2Cpu;
+use crate::ops::product::Precision;
 use crate::params::slice;
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -43,7 +44,7 @@ pub fn run(options: &Options) -> Result<Ending> {
     let mut output = Output::new(options, tokenizer.as_ref())?;
 
     let store = target.load()?;
-    let mut model = Gpt2Cpu::new(target.config.clone(), Arc::clone(store.layout()), Recompute::None);
+    let mut model = Gpt2Cpu::new(target.config.clone(), Arc::clone(store.layout()), Recompute::None, Precision::F32);
     let end_of_text = tokenizer.as_ref().map(TextTokenizer::end_of_text);
     let limits = Limits { max_new_tokens: options.max_new_tokens, end_of_text };
     let prompts = [prompt];

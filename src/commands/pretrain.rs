@@ -327,7 +327,12 @@ fn sample(prepared: &Prepared, store: &ParameterStore) -> Result<String> {
     let prompt = prepared.config.train.sample_prompt.as_deref().unwrap_or("");
     let mut ids = vec![tokenizer.end_of_text()];
     ids.extend(tokenizer.encode(prompt)?);
-    let mut model = Gpt2Cpu::new(prepared.model.clone(), Arc::clone(store.layout()), crate::config::Recompute::None);
+    let mut model = Gpt2Cpu::new(
+        prepared.model.clone(),
+        Arc::clone(store.layout()),
+        crate::config::Recompute::None,
+        Precision::F32,
+    );
     let limits = Limits { max_new_tokens: SAMPLE_TOKENS, end_of_text: Some(tokenizer.end_of_text()) };
     let mut sampler = crate::generate::Sampler::new(SamplingOptions::GREEDY, prepared.model.vocab_size, 0)?;
     let completions = on_cpu(store.weights(), |weights| {

@@ -38,7 +38,7 @@ const WARM_UP: usize = 2;
 
 /// Trains on random tokens and prints the medians.
 pub fn run(options: &Options) -> Result<Ending> {
-    if options.n_embd % options.n_head.max(1) != 0 || options.n_head == 0 {
+    if options.n_head == 0 || !options.n_embd.is_multiple_of(options.n_head) {
         return Err(ConfigError::flag("--n-embd", "the width must be a multiple of --n-head").into());
     }
     let (rows, time) = (options.micro_batch, options.sequence_length);

@@ -162,6 +162,7 @@ fn not_a_number_and_infinity_reach_exactly_their_row_and_column() {
     }
 }
 
+#[allow(clippy::excessive_precision, reason = "binary fractions, written out")]
 #[test]
 fn operands_round_to_the_nearest_bf16_and_ties_to_the_even_one() {
     // 1 + 2^-8 lies half way between 1 and 1 + 2^-7, 1 + 3 * 2^-8 between 1 + 2^-7 and 1 + 2^-6.
