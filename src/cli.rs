@@ -1,5 +1,242 @@
-//! Command line.
+//! The command line: arguments, dispatch, the error chain, exit codes. clap is known here alone.
 
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+use crate::commands::{self, Ending, doctor, eval, export, generate, plan, pretrain};
+use crate::config::ConfigError;
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Pre-train small GPTs from a terminal, with VRAdam.
+///
+/// Data goes to stdout, logs and progress to stderr. Exit codes: 0 done, 1 failed, 2 bad usage or config, 3 interrupted
+/// and saved.
+#[derive(Parser)]
+#[command(name = "vrtrain", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Pre-train a model; without --config the embedded quickstart, which needs no network and no files.
+    #[command(after_help = "Examples:\n  \
+        vrtrain pretrain\n  \
+        vrtrain pretrain --config configs/gpt2-124m.toml --set optimizer.beta3=20 --run-dir runs/a\n  \
+        vrtrain pretrain --run-dir runs/a --resume")]
+    Pretrain(PretrainArgs),
+    /// Write text with a run or a model.
+    #[command(after_help = "Examples:\n  \
+        vrtrain generate runs/quickstart-1 --prompt 'Question: Tom has 3 apples'\n  \
+        vrtrain generate openai-community/gpt2 --prompt 'Once upon a time' --temperature 0.8 --top-p 0.95\n  \
+        vrtrain generate runs/sort-1 --prompt-ids 0,2,1 --json")]
+    Generate(GenerateArgs),
+    /// Write a folder that transformers' from_pretrained loads.
+    #[command(after_help = "Example:\n  vrtrain export runs/a --out my-model")]
+    Export(ExportArgs),
+    /// Measure a run or a model on a task.
+    #[command(after_help = "Example:\n  vrtrain eval runs/a --task perplexity --data wiki.test.txt --json")]
+    Eval(EvalArgs),
+    /// Check this machine: device, instruction sets, memory, cache, hub, tokenizer.
+    #[command(after_help = "Example:\n  vrtrain doctor --json")]
+    Doctor(DoctorArgs),
+    /// Say what a run would need (parameters, memory, FLOPs, download, time) before any allocation.
+    #[command(after_help = "Example:\n  vrtrain plan --config configs/gpt2-124m.toml")]
+    Plan(PlanArgs),
+}
+
+/// Flags that choose a config.
+#[derive(Args)]
+struct ConfigArgs {
+    /// The run's config (TOML); left out: the embedded quickstart.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Override one key, e.g. optimizer.beta3=20; may be given several times.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    assignments: Vec<String>,
+}
+
+#[derive(Args)]
+struct PretrainArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// The run folder; left out: a fresh runs/<config name>-N.
+    #[arg(long, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+    /// Continue from the newest valid checkpoint of --run-dir.
+    #[arg(long)]
+    resume: bool,
+    /// No progress, only errors.
+    #[arg(long)]
+    quiet: bool,
+    /// Print one JSON object about the finished run to stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct GenerateArgs {
+    /// A run folder, a checkpoint, a model folder, or a hub id.
+    #[arg(value_name = "RUN|MODEL")]
+    target: String,
+    /// The text to continue.
+    #[arg(long, conflicts_with = "prompt_ids", allow_hyphen_values = true)]
+    prompt: Option<String>,
+    /// The token ids to continue, separated by commas.
+    #[arg(long, value_delimiter = ',', value_name = "ID,ID,...")]
+    prompt_ids: Option<Vec<u32>>,
+    /// How many tokens to write at most.
+    #[arg(long, default_value_t = 128)]
+    max_new_tokens: usize,
+    /// 0 is greedy.
+    #[arg(long, default_value_t = 0.0)]
+    temperature: f64,
+    /// Draw among the k likeliest tokens only.
+    #[arg(long)]
+    top_k: Option<usize>,
+    /// Draw among the likeliest tokens whose probabilities reach p.
+    #[arg(long)]
+    top_p: Option<f64>,
+    /// Seed of the draws.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Stop before this text; may be given several times.
+    #[arg(long)]
+    stop: Vec<String>,
+    /// One JSON object instead of streamed text.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct ExportArgs {
+    /// A run folder or a checkpoint.
+    #[arg(value_name = "RUN|CHECKPOINT")]
+    target: String,
+    /// The folder to write; it must not exist or be empty.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
+#[derive(Args)]
+struct EvalArgs {
+    /// A run folder, a checkpoint, a model folder, or a hub id.
+    #[arg(value_name = "RUN|MODEL")]
+    target: String,
+    /// The task.
+    #[arg(long, value_parser = ["perplexity"])]
+    task: String,
+    /// The text, jsonl, parquet or .bin file to score.
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// Column of the text in parquet and jsonl files.
+    #[arg(long, default_value = "text")]
+    text_column: String,
+    /// Targets of a window; left out: the smaller of the context and 2048.
+    #[arg(long)]
+    window: Option<usize>,
+    /// Score at most this many targets.
+    #[arg(long)]
+    max_tokens: Option<u64>,
+    /// One JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct DoctorArgs {
+    /// One JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct PlanArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Tokens per second to reckon the time with; left out: measured products of this machine.
+    #[arg(long)]
+    tokens_per_s: Option<f64>,
+    /// One JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Parses, runs, reports; the process's exit code.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // clap prints help to stdout (code 0) and mistakes to stderr (code 2).
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("VRTRAIN_LOG");
+    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("vrtrain=warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    match run(cli.command) {
+        Ok(Ending::Done) => ExitCode::SUCCESS,
+        Ok(Ending::Failed) => ExitCode::from(1),
+        Ok(Ending::Interrupted) => ExitCode::from(3),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            let usage = error.chain().any(|cause| cause.is::<ConfigError>() || cause.is::<crate::optim::ConfigError>());
+            ExitCode::from(if usage { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<Ending> {
+    match command {
+        Command::Pretrain(args) => pretrain::run(&pretrain::Options {
+            config: config(args.config),
+            run_dir: args.run_dir,
+            resume: args.resume,
+            quiet: args.quiet,
+            json: args.json,
+        }),
+        Command::Generate(args) => generate::run(&generate::Options {
+            target: args.target,
+            prompt: args.prompt,
+            prompt_ids: args.prompt_ids,
+            max_new_tokens: args.max_new_tokens,
+            temperature: args.temperature,
+            top_k: args.top_k,
+            top_p: args.top_p,
+            seed: args.seed,
+            stop: args.stop,
+            json: args.json,
+        }),
+        Command::Export(args) => export::run(&args.target, &args.out),
+        Command::Eval(args) => eval::run(&eval::Options {
+            target: args.target,
+            data: args.data,
+            text_column: args.text_column,
+            window: args.window,
+            max_tokens: args.max_tokens,
+            json: args.json,
+        }),
+        Command::Doctor(args) => doctor::run(args.json),
+        Command::Plan(args) => plan::run(&plan::Options {
+            config: config(args.config),
+            tokens_per_s: args.tokens_per_s,
+            json: args.json,
+        }),
+    }
+}
+
+fn config(args: ConfigArgs) -> commands::ConfigChoice {
+    commands::ConfigChoice { file: args.config, assignments: args.assignments }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
 }

@@ -1,1 +1,3 @@
-//! eval (see the design).
+//! Scoring: what a model's output is worth, by the rules that published numbers were made with.
+
+pub mod gsm8k_answer;

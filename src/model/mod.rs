@@ -1,1 +1,63 @@
-//! model (see the design).
+//! The models: which parameters they have, and what a batch's loss and gradients are.
+
+mod engine;
+pub mod gpt2;
+pub mod weights;
+
+pub use engine::Engine;
+
+use crate::ops::cross_entropy;
+use rand_chacha::ChaCha8Rng;
+
+/// A target that counts nothing: no loss, no gradient.
+pub const IGNORE: u32 = cross_entropy::IGNORE;
+
+/// Token ids of a micro-batch: `rows` rows of equal length, and the id that follows each of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch<'a> {
+    /// [rows, time]
+    pub inputs: &'a [u32],
+    /// [rows, time]; [`IGNORE`] masks.
+    pub targets: &'a [u32],
+    pub rows: usize,
+}
+
+impl Batch<'_> {
+    pub fn sequence_length(&self) -> usize {
+        self.inputs.len() / self.rows.max(1)
+    }
+}
+
+/// Whose labels the loss is taken of.
+pub enum Labels<'a> {
+    /// The batch's targets.
+    Data,
+    /// Drawn from the model's own distribution (SophiaG's estimate of the Hessian's diagonal).
+    Sampled(&'a mut ChaCha8Rng),
+}
+
+/// A loss as a sum over targets, in nats.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LossSum {
+    pub sum: f64,
+    pub count: u64,
+}
+
+impl LossSum {
+    pub fn mean(self) -> f64 {
+        self.sum / self.count as f64
+    }
+}
+
+impl std::ops::AddAssign for LossSum {
+    fn add_assign(&mut self, other: Self) {
+        self.sum += other.sum;
+        self.count += other.count;
+    }
+}
+
+impl From<cross_entropy::Loss> for LossSum {
+    fn from(loss: cross_entropy::Loss) -> Self {
+        Self { sum: loss.sum, count: loss.count as u64 }
+    }
+}

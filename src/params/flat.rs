@@ -17,6 +17,11 @@ pub fn slice<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
     }
 }
 
+/// As [`slice`], for a tensor on any device: one that lies elsewhere is copied to the CPU first.
+pub fn on_cpu<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
+    slice(&tensor.to_device(&candle_core::Device::Cpu)?, f)
+}
+
 /// Calls `f` with the numbers of `tensor`, to be changed in place. Every view of the same storage sees the change.
 ///
 /// Calls may be nested over tensors of different storages; nesting over one storage would wait for itself for ever.

@@ -8,6 +8,6 @@ mod flat;
 mod layout;
 mod store;
 
-pub use flat::{slice, slice_mut};
+pub use flat::{on_cpu, slice, slice_mut};
 pub use layout::{ALIGNMENT, Layout, Parameter, ParameterSpec};
 pub use store::{GradientSlots, ParameterStore};

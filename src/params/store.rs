@@ -35,6 +35,12 @@ impl ParameterStore {
         &self.weights
     }
 
+    /// Replaces all weights; `numbers` are laid out by the layout, with zeros in its gaps.
+    pub fn set_weights(&mut self, numbers: Vec<f32>) -> Result<()> {
+        self.weights = Tensor::from_vec(numbers, self.layout.len(), self.weights.device())?;
+        Ok(())
+    }
+
     /// All gradients, [layout.len()] f32: sums over the step's tokens until the optimizer scales them.
     pub fn gradients(&self) -> &Tensor {
         &self.gradients

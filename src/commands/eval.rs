@@ -1,0 +1,61 @@
+//! `vrtrain eval`: perplexity of a run or a model on files.
+
+use super::target::Target;
+use super::{Ending, print_json};
+use crate::config::{ConfigError, Recompute};
+use crate::data::documents_as_ids;
+use crate::eval::perplexity;
+use crate::model::{Engine, LossSum};
+use anyhow::{Result, ensure};
+use candle_core::Device;
+use serde_json::json;
+use std::path::PathBuf;
+
+/// What the command line asked for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub target: String,
+    pub data: PathBuf,
+    pub text_column: String,
+    pub window: Option<usize>,
+    pub max_tokens: Option<u64>,
+    pub json: bool,
+}
+
+/// The largest default window.
+const DEFAULT_WINDOW: usize = 2048;
+
+/// Scores the file and prints the result.
+pub fn run(options: &Options) -> Result<Ending> {
+    let target = Target::open(&options.target)?;
+    let context = target.config.n_positions;
+    let window = options.window.unwrap_or(context.min(DEFAULT_WINDOW));
+    if window == 0 || window > context {
+        return Err(ConfigError::flag("--window", format!("the window must be between 1 and the context, {context}")).into());
+    }
+    if !options.data.exists() {
+        return Err(ConfigError::flag("--data", format!("there is no file {}", options.data.display())).into());
+    }
+    let tokenizer = target.tokenizer()?;
+    let documents = documents_as_ids(&options.data, &options.text_column, tokenizer.as_ref(), target.config.vocab_size)?;
+    let store = target.load()?;
+    let mut engine = Engine::gpt2(&target.config, store.layout(), &Device::Cpu, Recompute::None);
+    let (mut total, mut left) = (LossSum::default(), options.max_tokens.unwrap_or(u64::MAX));
+    for document in documents {
+        let part = perplexity::score(&mut engine, &store, &document?, window, left)?;
+        left -= part.count;
+        total += part;
+        if left == 0 {
+            break;
+        }
+    }
+    ensure!(total.count > 0, "{} has no token to score (a text needs at least two)", options.data.display());
+    let nll = total.mean();
+    ensure!(nll.is_finite(), "the loss is {nll}: the weights are poisoned");
+    if options.json {
+        print_json(&json!({ "nll_per_token": nll, "perplexity": nll.exp(), "tokens": total.count }))?;
+    } else {
+        println!("{:.4} nats per token, perplexity {:.4}, over {} tokens", nll, nll.exp(), total.count);
+    }
+    Ok(Ending::Done)
+}

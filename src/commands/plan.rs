@@ -1,0 +1,88 @@
+//! `vrtrain plan`: what a run would need, before any of it is allocated.
+
+use super::prepare::{Prepared, prepare};
+use super::setup::Initial;
+use super::{ConfigChoice, Ending, doctor, print_json};
+use crate::model::gpt2::Gpt2Cpu;
+use crate::params::Layout;
+use crate::train::{GIB, short};
+use anyhow::Result;
+use serde_json::json;
+
+/// What the command line asked for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub config: ConfigChoice,
+    pub tokens_per_s: Option<f64>,
+    pub json: bool,
+}
+
+/// The part of the products' speed that a whole step reaches here, for a guess of the time.
+const TYPICAL_UTILISATION: f64 = 0.8;
+
+/// Bytes by part.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    pub weights: usize,
+    pub gradients: usize,
+    pub optimizer: usize,
+    pub activations: usize,
+}
+
+impl Memory {
+    pub fn total(&self) -> usize {
+        self.weights + self.gradients + self.optimizer + self.activations
+    }
+}
+
+/// The memory of a run's tensors; the program itself and the data queue come to that (some 0.1 GiB).
+pub fn memory(prepared: &Prepared, layout: &Layout) -> Memory {
+    let train = &prepared.config.train;
+    Memory {
+        weights: 4 * layout.len(),
+        gradients: 4 * layout.len(),
+        optimizer: prepared.optimizer.state_bytes_per_parameter() * layout.len(),
+        activations: Gpt2Cpu::working_bytes(&prepared.model, train.micro_batch, train.sequence_length, train.recompute),
+    }
+}
+
+/// Prints the plan.
+pub fn run(options: &Options) -> Result<Ending> {
+    let prepared = prepare(options.config.load()?, None)?;
+    let layout = Layout::new(prepared.model.parameter_specs());
+    let (train, memory) = (&prepared.config.train, memory(&prepared, &layout));
+    let flops = prepared.model.flops_per_token(train.sequence_length);
+    let tokens = prepared.steps as f64 * train.tokens_per_step as f64;
+    let speed = options.tokens_per_s.unwrap_or_else(|| TYPICAL_UTILISATION * doctor::measured_flops_per_s() / flops);
+    let seconds = tokens / speed;
+    let download = match &prepared.initial {
+        Initial::Hub(model) => model.weight_bytes(super::setup::LazyHub::default().get()?)?,
+        _ => 0,
+    };
+    let summary = *prepared.data.training.summary();
+    let basis = if options.tokens_per_s.is_some() { "as given" } else { "guessed from this machine's products" };
+    if options.json {
+        print_json(&json!({
+            "parameters": layout.count(),
+            "memory_bytes": {
+                "weights": memory.weights, "gradients": memory.gradients, "optimizer": memory.optimizer,
+                "activations": memory.activations, "total": memory.total(),
+            },
+            "flops_per_token": flops, "steps": prepared.steps, "tokens": tokens,
+            "download_bytes": { "weights": download, "data_per_epoch": summary.read_bytes },
+            "tokens_per_s": speed, "tokens_per_s_basis": basis, "seconds": seconds,
+        }))?;
+        return Ok(Ending::Done);
+    }
+    let gib = |bytes: usize| format!("{:.2} GiB", bytes as f64 / GIB);
+    println!("parameters   {} ({})", layout.count(), short(layout.count() as f64));
+    println!("memory       {} at most", gib(memory.total()));
+    println!("  weights      {}", gib(memory.weights));
+    println!("  gradients    {}", gib(memory.gradients));
+    println!("  optimizer    {}", gib(memory.optimizer));
+    println!("  activations  {}", gib(memory.activations));
+    println!("work         {} FLOPs a token, {} tokens in {} steps", short(flops), short(tokens), prepared.steps);
+    println!("download     weights {}B; data {}B an epoch", short(download as f64), short(summary.read_bytes as f64));
+    println!("time         {:.1} h at {} tok/s ({basis})", seconds / 3600.0, short(speed));
+    Ok(Ending::Done)
+}

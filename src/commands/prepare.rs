@@ -1,0 +1,254 @@
+//! A run before its first byte is written: everything resolved, opened and checked.
+
+use super::quickstart;
+use super::setup::{self, FoundTokenizer, Initial, LazyHub, ModelPlan, RunData};
+use crate::config::{DType, DataSource, DeviceChoice, Duration, RunConfig, ScheduleName, Source};
+use crate::data::{TextTokenizer, TokenStream};
+use crate::model::gpt2::Gpt2Config;
+use crate::optim::{OptimizerConfig, Schedule, Value};
+use anyhow::{Context, Result, bail};
+use candle_core::Device;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A run, checked and opened; nothing is written yet.
+pub struct Prepared {
+    pub config: RunConfig,
+    pub model: Gpt2Config,
+    pub initial: Initial,
+    pub tokenizer: Option<TextTokenizer>,
+    pub tokenizer_files: TokenizerFiles,
+    pub data: RunData,
+    pub optimizer: OptimizerConfig,
+    pub steps: u64,
+    pub schedule: Schedule,
+    pub device: Device,
+    /// Lines about the choices that were made, with their reasons.
+    pub reasons: Vec<String>,
+    /// The quickstart's problems, where that is what runs.
+    pub held_out: Option<quickstart::HeldOut>,
+}
+
+/// Where the tokenizer that goes into the run folder comes from.
+pub enum TokenizerFiles {
+    None,
+    Copy(Vec<PathBuf>),
+    /// The quickstart's own.
+    Trained,
+}
+
+/// Resolves and opens everything that the config names. `stored` is a resumed run's own folder of model and tokenizer,
+/// given when its weights come from a checkpoint: then nothing is asked of `model.init` and `tokenizer.source`.
+pub fn prepare(mut config: RunConfig, stored: Option<&Path>) -> Result<Prepared> {
+    let hub = LazyHub::with_cache_gib(config.data.cache_gib);
+    let mut reasons = Vec::new();
+    let optimizer = optimizer(&mut config)?;
+    let device = device(&mut config, &mut reasons)?;
+    precision(&mut config, &mut reasons)?;
+
+    let mut held_out = None;
+    let (found, tokenizer_files, mut data) = if config.data.source == DataSource::Quickstart {
+        let made = quickstart::prepare(&config)?;
+        held_out = Some(made.held_out);
+        (Some(made.tokenizer), TokenizerFiles::Trained, Some(made.data))
+    } else {
+        let source = match stored {
+            Some(folder) if config.tokenizer.is_some() => Some(Source::Path(folder.to_owned())),
+            _ => config.tokenizer.clone(),
+        };
+        match source.map(|source| setup::tokenizer(&source, &hub)).transpose()? {
+            Some(FoundTokenizer { tokenizer, files }) => (Some(tokenizer), TokenizerFiles::Copy(files), None),
+            None => (None, TokenizerFiles::None, None),
+        }
+    };
+    let vocabulary = found.as_ref().map(TextTokenizer::vocabulary_size);
+    let ModelPlan { config: model, initial } = match stored {
+        Some(folder) => {
+            let config = setup::read_model_config(&folder.join("config.json"))?;
+            ModelPlan { config, initial: Initial::Checkpoint }
+        }
+        None => setup::model_plan(&config.model, &hub, vocabulary, config.train.sequence_length)?,
+    };
+    check_fit(&config, &model, vocabulary)?;
+    if config.model.init.is_none() {
+        config.model.n_inner = Some(model.n_inner);
+        config.model.n_positions = Some(model.n_positions);
+        config.model.vocab_size = Some(model.vocab_size);
+        config.model.layer_norm_epsilon = Some(model.layer_norm_epsilon);
+    }
+    if data.is_none() {
+        data = Some(setup::run_data(&config, &hub)?);
+    }
+    let data = data.context("a run needs data")?;
+    let steps = steps(&config, &data, found.as_ref(), &model)?;
+    let horizon = *config.schedule.steps.get_or_insert(steps);
+    let schedule = schedule(&config, horizon)?;
+    Ok(Prepared {
+        config,
+        model,
+        initial,
+        tokenizer: found,
+        tokenizer_files,
+        data,
+        optimizer,
+        steps,
+        schedule,
+        device,
+        reasons,
+        held_out,
+    })
+}
+
+/// The optimizer's own checks; the config gets the complete list of its keys.
+fn optimizer(config: &mut RunConfig) -> Result<OptimizerConfig> {
+    let mut keys = Vec::new();
+    for (key, value) in &config.optimizer.keys {
+        let value = match value {
+            toml::Value::Boolean(truth) => Value::Bool(*truth),
+            toml::Value::String(text) => Value::Text(text.clone()),
+            toml::Value::Integer(number) => Value::Number(*number as f64),
+            toml::Value::Float(number) => Value::Number(*number),
+            _ => bail!("`optimizer.{key}` has a type that no optimizer takes"),
+        };
+        keys.push((key.clone(), value));
+    }
+    let optimizer = OptimizerConfig::from_keys(&config.optimizer.name, &keys).map_err(|error| {
+        let key = format!("optimizer.{}", error.key.as_deref().unwrap_or("name"));
+        config.settings.0.error(&key, error.to_string())
+    })?;
+    let resolved = optimizer.resolved().iter().map(|(key, value)| {
+        let value = match value {
+            Value::Number(number) => toml::Value::Float(*number),
+            Value::Bool(truth) => toml::Value::Boolean(*truth),
+            Value::Text(text) => toml::Value::String(text.clone()),
+        };
+        ((*key).to_owned(), value)
+    });
+    config.optimizer.keys = resolved.collect();
+    Ok(optimizer)
+}
+
+/// Opens the device and writes down which one it became.
+fn device(config: &mut RunConfig, reasons: &mut Vec<String>) -> Result<Device> {
+    let built = cfg!(feature = "cuda");
+    let (device, choice, reason) = match config.train.device {
+        DeviceChoice::Cpu => (Device::Cpu, DeviceChoice::Cpu, "cpu (as asked)".to_owned()),
+        DeviceChoice::Auto if !built => (Device::Cpu, DeviceChoice::Cpu, "cpu (built without CUDA)".into()),
+        DeviceChoice::Auto => match Device::new_cuda(0) {
+            Ok(device) => (device, DeviceChoice::Cuda(0), "cuda:0 (found)".into()),
+            Err(error) => (Device::Cpu, DeviceChoice::Cpu, format!("cpu (cuda:0 does not open: {error})")),
+        },
+        DeviceChoice::Cuda(_) if !built => {
+            let message = "this vrtrain is built without CUDA: build it with --features cuda, or use \"cpu\"";
+            return Err(config.settings.0.error("train.device", message).into());
+        }
+        DeviceChoice::Cuda(ordinal) => {
+            let device = Device::new_cuda(ordinal).with_context(|| format!("cuda:{ordinal} does not open"))?;
+            (device, DeviceChoice::Cuda(ordinal), format!("cuda:{ordinal} (as asked)"))
+        }
+    };
+    config.train.device = choice;
+    reasons.push(format!("device     {reason}"));
+    Ok(device)
+}
+
+/// Chooses the precision and writes down which one it became.
+fn precision(config: &mut RunConfig, reasons: &mut Vec<String>) -> Result<()> {
+    let reason = match config.train.dtype {
+        DType::F32 => "f32 (as asked)",
+        DType::Auto => "f32 (this version has no bf16 product kernel)",
+        DType::Bf16 => {
+            let message = "`train.dtype` = \"bf16\": this version has no bf16 product kernel for this device; use \"f32\" or \"auto\"";
+            return Err(config.settings.0.error("train.dtype", message).into());
+        }
+    };
+    config.train.dtype = DType::F32;
+    reasons.push(format!("precision  {reason}"));
+    Ok(())
+}
+
+/// Whether tokenizer, rows and model fit one another.
+fn check_fit(config: &RunConfig, model: &Gpt2Config, vocabulary: Option<usize>) -> Result<()> {
+    let settings = &config.settings.0;
+    if let Some(vocabulary) = vocabulary
+        && vocabulary > model.vocab_size
+    {
+        let key = if settings.is_set("model.vocab_size") { "model.vocab_size" } else { "tokenizer.source" };
+        let message = format!("the tokenizer has {vocabulary} tokens, the model only {} (`model.vocab_size`)", model.vocab_size);
+        return Err(settings.error(key, message).into());
+    }
+    if config.train.sequence_length > model.n_positions {
+        let message = format!(
+            "`train.sequence_length` = {} is more than the model's {} positions (`model.n_positions`)",
+            config.train.sequence_length, model.n_positions
+        );
+        return Err(settings.error("train.sequence_length", message).into());
+    }
+    if model.vocab_size > u32::MAX as usize - 1 {
+        return Err(settings.error("model.vocab_size", "`model.vocab_size` is too large").into());
+    }
+    if config.model.dropout > 0.0 {
+        return Err(settings.error("model.dropout", "dropout is not available in this version; leave it at 0").into());
+    }
+    Ok(())
+}
+
+/// The length of the run in steps.
+fn steps(
+    config: &RunConfig,
+    data: &RunData,
+    tokenizer: Option<&TextTokenizer>,
+    model: &Gpt2Config,
+) -> Result<u64> {
+    let train = &config.train;
+    match train.duration {
+        Duration::Steps(steps) => Ok(steps),
+        Duration::Tokens(tokens) => Ok(tokens.div_ceil(train.tokens_per_step as u64)),
+        Duration::Epochs(epochs) => {
+            let rows = match data.training.rows(train.sequence_length) {
+                Some(rows) => rows,
+                None => rows_of_an_epoch(config, data, tokenizer, model)?,
+            };
+            let rows_per_step = (train.tokens_per_step / train.sequence_length) as f64;
+            Ok(((rows as f64 * epochs / rows_per_step).floor() as u64).max(1))
+        }
+    }
+}
+
+/// Counts the rows of an epoch by tokenising all of it; only done where the data are at hand.
+fn rows_of_an_epoch(
+    config: &RunConfig,
+    data: &RunData,
+    tokenizer: Option<&TextTokenizer>,
+    model: &Gpt2Config,
+) -> Result<u64> {
+    if let DataSource::Files(sources) = &config.data.source
+        && sources.iter().any(|source| matches!(source, Source::Hub(_)))
+    {
+        let message = "`train.epochs` would need the whole data set counted first: give `train.steps` or `train.tokens`";
+        return Err(config.settings.0.error("train.epochs", message).into());
+    }
+    let settings = setup::stream_settings(config, model.vocab_size);
+    let mut stream = TokenStream::open(Arc::clone(&data.training), tokenizer, &settings, None)?;
+    let mut rows = 0;
+    while stream.epoch()? == 0 {
+        stream.next_batch(1)?;
+        rows += 1;
+    }
+    Ok(rows)
+}
+
+fn schedule(config: &RunConfig, horizon: u64) -> Result<Schedule> {
+    let given = &config.schedule;
+    let (name, decay_ratio) = match given.name {
+        ScheduleName::Cosine => ("cosine", None),
+        ScheduleName::Linear => ("linear", None),
+        ScheduleName::Constant => ("constant", None),
+        ScheduleName::WarmupStableDecay => ("wsd", Some(given.decay_ratio)),
+    };
+    Schedule::new(name, given.warmup_steps, given.min_lr_ratio, horizon, decay_ratio).map_err(|error| {
+        let key = format!("schedule.{}", error.key.as_deref().unwrap_or("name"));
+        config.settings.0.error(&key, error.to_string()).into()
+    })
+}
+

@@ -1,0 +1,341 @@
+//! `vrtrain pretrain`: resolve and check everything, then make the run folder and train.
+
+use super::prepare::{Prepared, TokenizerFiles, prepare};
+use super::target::model_folder;
+use super::{ConfigChoice, Ending, print_json, quickstart};
+use crate::config::{ConfigError, RunConfig, changed_mathematics};
+use crate::data::{TokenStream, ValidationSet};
+use crate::generate::{Limits, SamplingOptions};
+use crate::model::Engine;
+use crate::model::gpt2::Gpt2Cpu;
+use crate::optim::Optimizer;
+use crate::params::{Layout, ParameterStore, on_cpu};
+use crate::train::checkpoint::{self, Checkpoints, State};
+use crate::train::{GIB, Interrupt, Outcome, Peak, Progress, Run, RunFolder, Start, Verbosity, fresh_path, is_run, short};
+use super::setup;
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// What the command line asked for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub config: ConfigChoice,
+    pub run_dir: Option<PathBuf>,
+    pub resume: bool,
+    pub quiet: bool,
+    pub json: bool,
+}
+
+/// Trains, and says how that ended.
+pub fn run(options: &Options) -> Result<Ending> {
+    let verbosity = if options.quiet { Verbosity::Quiet } else { Verbosity::Normal };
+    let (config, start, path) = choose(options)?;
+    let resumed = if start == Start::Resume { newest_checkpoint(&path)? } else { None };
+    let stored = model_folder(&path);
+    let prepared = prepare(config, resumed.is_some().then_some(stored.as_path()))?;
+    if start == Start::Resume {
+        refuse_changed_mathematics(&path, &prepared.config)?;
+    }
+    if let Some((state, _)) = &resumed
+        && state.step >= prepared.steps
+        && state.pending.is_none()
+    {
+        eprintln!("{} is finished: {} of {} steps are done", path.display(), state.step, prepared.steps);
+        return finish(options, &path, state.step, None);
+    }
+
+    let layout = Arc::new(Layout::new(prepared.model.parameter_specs()));
+    let mut store = ParameterStore::new(Arc::clone(&layout), &prepared.device)?;
+    let mut weights = vec![0.0; layout.len()];
+    match &resumed {
+        Some((_, folder)) => checkpoint::read_weights(folder, &layout, &mut weights)?,
+        None => prepared.initial.load(&prepared.model, &layout, prepared.config.seed, &mut weights)?,
+    }
+    store.set_weights(weights)?;
+    let mut optimizer = prepared.optimizer.build(&layout, &prepared.device)?;
+    if let Some((state, folder)) = &resumed {
+        check_state(state, &prepared, folder)?;
+        optimizer.load_state(&checkpoint::read_optimizer(folder, state)?)?;
+    }
+    let vocabulary = prepared.model.vocab_size;
+    let settings = setup::stream_settings(&prepared.config, vocabulary);
+    let (tokenizer, from) = (prepared.tokenizer.as_ref(), resumed.as_ref().map(|(state, _)| &state.position));
+    let stream = TokenStream::open(Arc::clone(&prepared.data.training), tokenizer, &settings, from)?;
+    let validation = setup::validation_set(&prepared.config, &prepared.data, tokenizer, vocabulary)?;
+
+    let folder = RunFolder::open(&path)?;
+    write_model_folder(&prepared, &stored)?;
+    folder.write_config(&prepared.config.to_toml())?;
+    let state = resumed.map(|(state, _)| state);
+    if verbosity == Verbosity::Normal {
+        announce(&prepared, &layout, &path, validation.as_ref(), state.as_ref());
+    }
+    let parts = Parts { store, optimizer, stream, validation, state };
+    let (weights, step, outcome) = train(&prepared, &folder, parts, verbosity)?;
+    if outcome == Outcome::Interrupted {
+        eprintln!("interrupted after step {step}: saved; continue with --run-dir {} --resume", path.display());
+        return Ok(Ending::Interrupted);
+    }
+    let report = match &prepared.held_out {
+        Some(held_out) => Some(on_cpu(weights.weights(), |weights| {
+            quickstart::examine(held_out, &prepared, &layout, weights, verbosity)
+        })??),
+        None => None,
+    };
+    finish(options, &path, step, report)
+}
+
+/// The newest valid checkpoint of a run, if there is one.
+fn newest_checkpoint(run: &Path) -> Result<Option<(State, PathBuf)>> {
+    let (newest, rejected) = Checkpoints::of_run(run).newest_valid()?;
+    rejected.iter().for_each(|why| eprintln!("passing over a checkpoint that is not valid: {why}"));
+    let Some(folder) = newest else {
+        eprintln!("{} has no valid checkpoint yet: starting from the beginning", run.display());
+        return Ok(None);
+    };
+    Ok(Some((checkpoint::read_state(&folder)?, folder)))
+}
+
+/// The config, whether the run is fresh, and its folder.
+fn choose(options: &Options) -> Result<(RunConfig, Start, PathBuf)> {
+    let run_dir = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+    if !options.resume {
+        let config = options.config.load()?;
+        let path = match &options.run_dir {
+            Some(path) => run_dir(path),
+            None => fresh_path(&std::env::current_dir().context("there is no working directory")?, &config.name),
+        };
+        RunFolder::check_fresh(&path)?;
+        return Ok((config, Start::Fresh, path));
+    }
+    let Some(path) = options.run_dir.as_ref().map(run_dir) else {
+        return Err(ConfigError::flag("--resume", "give the run with --run-dir").into());
+    };
+    if !is_run(&path) {
+        let message = format!("{} is not a run (it has no config.toml)", path.display());
+        return Err(ConfigError::flag("--run-dir", message).into());
+    }
+    let stored = path.join("config.toml");
+    let choice = ConfigChoice { file: Some(options.config.file.clone().unwrap_or(stored.clone())), ..options.config.clone() };
+    let mut config = choice.load()?;
+    if config.schedule.steps.is_none() {
+        // The first run's horizon stands, however long this one goes on.
+        config.schedule.steps = RunConfig::load(&stored, &[])?.schedule.steps;
+    }
+    Ok((config, Start::Resume, path))
+}
+
+fn refuse_changed_mathematics(path: &Path, config: &RunConfig) -> Result<()> {
+    let stored = RunConfig::load(&path.join("config.toml"), &[])?;
+    let changed = changed_mathematics(&stored, config);
+    if changed.is_empty() {
+        return Ok(());
+    }
+    let list: Vec<String> = changed.iter().map(|(key, old, new)| format!("{key}: {old} -> {new}")).collect();
+    let message = format!(
+        "a resumed run keeps its mathematics, but these settings differ from {}: {}; start a new run for them",
+        path.join("config.toml").display(),
+        list.join("; ")
+    );
+    Err(ConfigError::flag("--resume", message).into())
+}
+
+/// Whether a checkpoint belongs to this run.
+fn check_state(state: &State, prepared: &Prepared, folder: &Path) -> Result<()> {
+    let optimizer = &prepared.config.optimizer.name;
+    ensure!(
+        state.optimizer == *optimizer,
+        "the checkpoint {} is of optimizer {}, the run uses {optimizer}",
+        folder.display(),
+        state.optimizer
+    );
+    ensure!(
+        state.seed == prepared.config.seed && state.schedule_steps == prepared.schedule.steps,
+        "the checkpoint {} has seed {} and a schedule of {} steps, the run {} and {}",
+        folder.display(),
+        state.seed,
+        state.schedule_steps,
+        prepared.config.seed,
+        prepared.schedule.steps
+    );
+    Ok(())
+}
+
+/// Writes what goes with the weights: the model's config and the tokenizer's files.
+fn write_model_folder(prepared: &Prepared, folder: &Path) -> Result<()> {
+    let write = || -> Result<()> {
+        std::fs::create_dir_all(folder)?;
+        let end_of_text = prepared.tokenizer.as_ref().map(|tokenizer| tokenizer.end_of_text());
+        let config = serde_json::to_vec_pretty(&prepared.model.to_hugging_face(end_of_text))?;
+        checkpoint::replace_file(&folder.join("config.json"), &config)?;
+        match &prepared.tokenizer_files {
+            TokenizerFiles::None => {}
+            TokenizerFiles::Copy(files) => {
+                for file in files {
+                    let name = file.file_name().context("a tokenizer file without a name")?;
+                    if file.parent() != Some(folder) {
+                        checkpoint::replace_file(&folder.join(name), &std::fs::read(file)?)?;
+                    }
+                }
+            }
+            TokenizerFiles::Trained => {
+                if let Some(tokenizer) = &prepared.tokenizer {
+                    crate::quickstart::tokenizer::save(tokenizer.tokenizer(), folder, prepared.model.n_positions)?;
+                }
+            }
+        }
+        Ok(())
+    };
+    write().with_context(|| format!("cannot write {}", folder.display()))
+}
+
+/// Prints what will be done, on what, and why.
+fn announce(
+    prepared: &Prepared,
+    layout: &Layout,
+    path: &Path,
+    validation: Option<&ValidationSet>,
+    state: Option<&State>,
+) {
+    let Prepared { config, model, data, .. } = prepared;
+    let (train, summary) = (&config.train, data.training.summary());
+    eprintln!("run        {}", path.display());
+    eprintln!(
+        "model      GPT-2, {} layers x {}, {} heads, context {}, vocabulary {}: {} parameters",
+        model.n_layer,
+        model.n_embd,
+        model.n_head,
+        model.n_positions,
+        model.vocab_size,
+        short(layout.count() as f64)
+    );
+    let amount = match (summary.tokens, summary.documents) {
+        (Some(tokens), _) => format!("{} tokens", short(tokens as f64)),
+        (None, Some(documents)) => format!("{documents} documents, {}B", short(summary.read_bytes as f64)),
+        (None, None) => format!("{}B of text", short(summary.bytes as f64)),
+    };
+    let held_out = validation.map_or("no validation".into(), |set| format!("validation on {} tokens", set.tokens()));
+    eprintln!("data       {} files, {amount}; {held_out}", summary.files);
+    eprintln!("optimizer  {}, lr {:e}; {} of {} steps", config.optimizer.name, prepared.optimizer.lr(), schedule_word(config), prepared.schedule.steps);
+    eprintln!(
+        "steps      {}: {} tokens each = {} x {} rows of {}",
+        prepared.steps,
+        train.tokens_per_step,
+        train.micro_batches(),
+        train.micro_batch,
+        train.sequence_length
+    );
+    prepared.reasons.iter().for_each(|line| eprintln!("{line}"));
+    eprintln!("memory     about {:.2} GiB", super::plan::memory(prepared, layout).total() as f64 / GIB);
+    if let Some(state) = state {
+        eprintln!("resumed    after step {} ({} tokens)", state.step, short(state.tokens as f64));
+    }
+}
+
+fn schedule_word(config: &RunConfig) -> &'static str {
+    use crate::config::ScheduleName::{Constant, Cosine, Linear, WarmupStableDecay};
+    match config.schedule.name {
+        Cosine => "cosine",
+        Linear => "linear",
+        Constant => "constant",
+        WarmupStableDecay => "warm-up, stable, decay",
+    }
+}
+
+/// What a run is made of besides its plan.
+struct Parts {
+    store: ParameterStore,
+    optimizer: Box<dyn Optimizer>,
+    stream: TokenStream,
+    validation: Option<ValidationSet>,
+    state: Option<State>,
+}
+
+/// Runs the loop; gives back the weights, the last step and how it ended.
+fn train(
+    prepared: &Prepared,
+    folder: &RunFolder,
+    parts: Parts,
+    verbosity: Verbosity,
+) -> Result<(ParameterStore, u64, Outcome)> {
+    let config = &prepared.config;
+    let Parts { store, optimizer, stream, validation, state } = parts;
+    let layout = Arc::clone(store.layout());
+    let peak = Peak {
+        flops_per_s: prepared.device.is_cpu().then(super::doctor::measured_flops_per_s),
+        flops_per_token: prepared.model.flops_per_token(config.train.sequence_length),
+    };
+    let mut progress = Progress::new(verbosity, state.as_ref().map_or(0, |s| s.step), prepared.steps, peak);
+    let mut run = Run {
+        folder,
+        engine: Engine::gpt2(&prepared.model, &layout, &prepared.device, config.train.recompute),
+        store,
+        optimizer,
+        optimizer_name: config.optimizer.name.clone(),
+        peak_lr: prepared.optimizer.lr(),
+        schedule: prepared.schedule,
+        seed: config.seed,
+        grad_clip: config.train.grad_clip,
+        stream,
+        validation,
+        micro_batch: config.train.micro_batch,
+        micro_batches: config.train.micro_batches(),
+        step: state.as_ref().map_or(0, |state| state.step),
+        tokens: state.as_ref().map_or(0, |state| state.tokens),
+        pending: state.and_then(|state| state.pending),
+        steps: prepared.steps,
+        eval_every: config.train.eval_every,
+        checkpoint_every: config.train.checkpoint_every,
+        sample_every: config.train.sample_every,
+        keep_last: config.train.keep_last,
+        interrupt: Interrupt::install()?,
+    };
+    let mut sampler = |store: &ParameterStore| sample(prepared, store);
+    let outcome = run.train(&mut progress, &mut sampler);
+    progress.finish();
+    let outcome = outcome?;
+    Ok((run.store, run.step, outcome))
+}
+
+/// How many tokens a sample during training has.
+const SAMPLE_TOKENS: usize = 64;
+
+/// A greedy sample of the model as it is, as one line.
+fn sample(prepared: &Prepared, store: &ParameterStore) -> Result<String> {
+    let Some(tokenizer) = &prepared.tokenizer else { return Ok("(no tokenizer)".into()) };
+    let prompt = prepared.config.train.sample_prompt.as_deref().unwrap_or("");
+    let mut ids = vec![tokenizer.end_of_text()];
+    ids.extend(tokenizer.encode(prompt)?);
+    let mut model = Gpt2Cpu::new(prepared.model.clone(), Arc::clone(store.layout()), crate::config::Recompute::None);
+    let limits = Limits { max_new_tokens: SAMPLE_TOKENS, end_of_text: Some(tokenizer.end_of_text()) };
+    let mut sampler = crate::generate::Sampler::new(SamplingOptions::GREEDY, prepared.model.vocab_size, 0)?;
+    let completions = on_cpu(store.weights(), |weights| {
+        let on_token = &mut |_, _| Ok(crate::generate::Flow::Continue);
+        crate::generate::complete(&mut model, weights, &[ids], limits, &mut sampler, on_token)
+    })??;
+    let text = tokenizer.decode(&completions[0].ids)?;
+    Ok(format!("{prompt:?} -> {text:?}"))
+}
+
+/// Says where the results are.
+fn finish(options: &Options, path: &Path, step: u64, report: Option<quickstart::Report>) -> Result<Ending> {
+    let last = crate::train::read_metrics(path)?.into_iter().next_back();
+    if options.json {
+        let mut object = json!({
+            "run": path, "step": step,
+            "loss": last.as_ref().map(|record| record.loss),
+            "val_loss": last.as_ref().and_then(|record| record.val_loss),
+        });
+        if let Some(report) = &report {
+            object["exact_match"] = json!(report.exact_match());
+            object["held_out_problems"] = json!(report.problems);
+        }
+        print_json(&object)?;
+    }
+    if !options.quiet {
+        eprintln!("run folder: {}", path.display());
+    }
+    Ok(Ending::Done)
+}

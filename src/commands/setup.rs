@@ -1,0 +1,328 @@
+//! From a resolved config to opened things: the model's shape, the tokenizer, the data. Nothing is written here.
+
+use crate::config::{DataSource, ModelConfig, RunConfig, Source, ValidationConfig};
+use crate::data::{ByteSource, DataSet, Order, SourceFile, StreamSettings, TextTokenizer, ValidationSet, local_files, select};
+use crate::hub::{Hub, HubFile, Listing, RemoteFile, RepoId, RepoKind};
+use crate::model::gpt2::{self, Gpt2Config, Head};
+use crate::model::weights;
+use crate::params::Layout;
+use anyhow::{Context, Result, bail, ensure};
+use std::cell::OnceCell;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The files that make a tokenizer, as far as a repository has them.
+pub const TOKENIZER_FILES: &[&str] =
+    &["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"];
+
+/// The hub client, made when the first thing needs it: a run on local files asks nothing of the environment.
+#[derive(Default)]
+pub struct LazyHub {
+    cell: OnceCell<Hub>,
+    cache_bytes: Option<u64>,
+}
+
+impl LazyHub {
+    /// A client whose cache of byte ranges holds at most `gib`.
+    pub fn with_cache_gib(gib: f64) -> Self {
+        Self { cell: OnceCell::new(), cache_bytes: Some((gib * crate::train::GIB) as u64) }
+    }
+
+    pub fn get(&self) -> Result<&Hub> {
+        if let Some(hub) = self.cell.get() {
+            return Ok(hub);
+        }
+        let mut settings = crate::hub::Settings::from_env()?;
+        if let Some(bytes) = self.cache_bytes {
+            settings.range_cache_bytes = bytes;
+        }
+        let hub = Hub::new(settings)?;
+        Ok(self.cell.get_or_init(|| hub))
+    }
+}
+
+/// Reads a Hugging Face config.json.
+pub fn read_model_config(path: &Path) -> Result<Gpt2Config> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the model's {}", path.display()))?;
+    let value = serde_json::from_str(&text).with_context(|| format!("{} is not valid JSON", path.display()))?;
+    Gpt2Config::from_hugging_face(&value).map_err(|why| anyhow::anyhow!("{}: {why}", path.display()))
+}
+
+/// A GPT-2 on the hub: its shape is here, its weights are not yet.
+pub struct HubModel {
+    pub config: Gpt2Config,
+    /// The cache's snapshot folder, which holds config.json and the tokenizer's files.
+    pub folder: PathBuf,
+    repo: RepoId,
+    listing: Listing,
+}
+
+/// Looks a model up on the hub and fetches its config and tokenizer.
+pub fn hub_model(hub: &Hub, id: &str) -> Result<HubModel> {
+    let repo = RepoId::parse(RepoKind::Model, id)?;
+    let listing = hub.list(&repo)?;
+    let config_path = hub.download(&repo, "config.json")?;
+    let config = read_model_config(&config_path)?;
+    for name in TOKENIZER_FILES {
+        if listing.files.iter().any(|file| file.path == *name) {
+            hub.download(&repo, name)?;
+        }
+    }
+    let folder = config_path.parent().context("a cached file lies in no folder")?.to_owned();
+    Ok(HubModel { config, folder, repo, listing })
+}
+
+impl HubModel {
+    fn file(&self, name: &str) -> Option<&HubFile> {
+        self.listing.files.iter().find(|file| file.path == name)
+    }
+
+    /// Names of the weight files; a sharded model's index is fetched for that.
+    fn weight_files(&self, hub: &Hub) -> Result<Vec<String>> {
+        if self.file(weights::SINGLE).is_some() {
+            return Ok(vec![weights::SINGLE.to_owned()]);
+        }
+        ensure!(
+            self.file(weights::INDEX).is_some(),
+            "{} has neither {} nor {} (vrtrain reads safetensors only, never pickles)",
+            self.repo.id,
+            weights::SINGLE,
+            weights::INDEX
+        );
+        let path = hub.download(&self.repo, weights::INDEX)?;
+        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        weights::files_of_index(&text).with_context(|| format!("in {}'s {}", self.repo.id, weights::INDEX))
+    }
+
+    /// How many bytes the weights have.
+    pub fn weight_bytes(&self, hub: &Hub) -> Result<u64> {
+        let files = self.weight_files(hub)?;
+        Ok(files.iter().filter_map(|name| self.file(name)).map(|file| file.size).sum())
+    }
+
+    /// Fetches the weights (or finds them in the cache).
+    pub fn download_weights(&self, hub: &Hub) -> Result<Vec<PathBuf>> {
+        let files = self.weight_files(hub)?;
+        files.iter().map(|name| Ok(hub.download(&self.repo, name)?)).collect()
+    }
+}
+
+/// The model of a run before its weights are read.
+pub struct ModelPlan {
+    pub config: Gpt2Config,
+    pub initial: Initial,
+}
+
+/// Where the initial weights come from.
+pub enum Initial {
+    Scratch,
+    Folder(PathBuf),
+    Hub(Box<HubModel>),
+    /// The run goes on: its checkpoint has them.
+    Checkpoint,
+}
+
+impl Initial {
+    /// Fills `weights` (a flat storage of `layout`).
+    pub fn load(&self, config: &Gpt2Config, layout: &Layout, seed: u64, weights: &mut [f32]) -> Result<()> {
+        let files = match self {
+            Self::Scratch => {
+                gpt2::initialize(config, layout, seed, weights);
+                return Ok(());
+            }
+            Self::Folder(folder) => crate::model::weights::files_of_folder(folder)?,
+            Self::Hub(model) => model.download_weights(LazyHub::default().get()?)?,
+            Self::Checkpoint => bail!("the weights of a resumed run are in its checkpoint"),
+        };
+        gpt2::load(config, layout, &files, weights).context("cannot load `model.init`")
+    }
+}
+
+/// The shape of a run's model. `vocabulary` is the tokenizer's, `sequence_length` the run's.
+pub fn model_plan(
+    model: &ModelConfig,
+    hub: &LazyHub,
+    vocabulary: Option<usize>,
+    sequence_length: usize,
+) -> Result<ModelPlan> {
+    match &model.init {
+        Some(Source::Path(folder)) => {
+            ensure!(folder.is_dir(), "`model.init`: there is no folder {}", folder.display());
+            let config = read_model_config(&folder.join("config.json"))?;
+            Ok(ModelPlan { config, initial: Initial::Folder(folder.clone()) })
+        }
+        Some(Source::Hub(id)) => {
+            let found = hub_model(hub.get()?, id).with_context(|| format!("`model.init` = {id}"))?;
+            Ok(ModelPlan { config: found.config.clone(), initial: Initial::Hub(Box::new(found)) })
+        }
+        None => {
+            // The config has refused a model from scratch without these.
+            let missing = "a model from scratch needs n_layer, n_head and n_embd";
+            let n_embd = model.n_embd.context(missing)?;
+            let config = Gpt2Config {
+                n_layer: model.n_layer.context(missing)?,
+                n_head: model.n_head.context(missing)?,
+                n_embd,
+                n_inner: model.n_inner.unwrap_or(4 * n_embd),
+                n_positions: model.n_positions.unwrap_or(sequence_length),
+                vocab_size: model
+                    .vocab_size
+                    .or(vocabulary)
+                    .context("`model.vocab_size` is missing: token files do not tell it")?,
+                layer_norm_epsilon: model.layer_norm_epsilon.unwrap_or(1e-5),
+                head: Head::Tied,
+            };
+            Ok(ModelPlan { config, initial: Initial::Scratch })
+        }
+    }
+}
+
+/// A tokenizer and the folder that its files lie in.
+pub struct FoundTokenizer {
+    pub tokenizer: TextTokenizer,
+    pub files: Vec<PathBuf>,
+}
+
+/// The tokenizer that `source` names.
+pub fn tokenizer(source: &Source, hub: &LazyHub) -> Result<FoundTokenizer> {
+    let path = match source {
+        Source::Path(path) => path.clone(),
+        Source::Hub(id) => {
+            let hub = hub.get()?;
+            let repo = RepoId::parse(RepoKind::Model, id)?;
+            let listing = hub.list(&repo).with_context(|| format!("`tokenizer.source` = {id}"))?;
+            let mut folder = None;
+            for name in TOKENIZER_FILES {
+                if listing.files.iter().any(|file| file.path == *name) {
+                    folder = hub.download(&repo, name)?.parent().map(Path::to_owned);
+                }
+            }
+            folder.with_context(|| format!("`tokenizer.source`: {id} has none of {TOKENIZER_FILES:?}"))?
+        }
+    };
+    let tokenizer = TextTokenizer::load(&path).with_context(|| format!("`tokenizer.source` = {source}"))?;
+    let folder = if path.is_dir() { path } else { path.parent().map(Path::to_owned).unwrap_or_default() };
+    let files = TOKENIZER_FILES.iter().map(|name| folder.join(name)).filter(|path| path.is_file()).collect();
+    Ok(FoundTokenizer { tokenizer, files })
+}
+
+/// A hub file as the data module sees it.
+struct HubBytes {
+    file: RemoteFile,
+    name: String,
+}
+
+impl ByteSource for HubBytes {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn len(&self) -> u64 {
+        self.file.len()
+    }
+
+    fn read(&self, range: Range<u64>) -> Result<Vec<u8>> {
+        Ok(self.file.read(range)?)
+    }
+}
+
+/// The files of `sources` that `globs` choose (no globs: every data file), sorted and without repeats in each source.
+fn source_files(sources: &[Source], globs: &[String], hub: &LazyHub, key: &str) -> Result<Vec<SourceFile>> {
+    let globs: Vec<Option<&str>> =
+        if globs.is_empty() { vec![None] } else { globs.iter().map(|glob| Some(glob.as_str())).collect() };
+    let mut files: Vec<SourceFile> = Vec::new();
+    for source in sources {
+        let context = || format!("`{key}` = {source}");
+        let mut found = Vec::new();
+        match source {
+            Source::Path(path) => {
+                for glob in &globs {
+                    found.extend(local_files(path, *glob).with_context(context)?);
+                }
+            }
+            Source::Hub(id) => {
+                let hub = hub.get()?;
+                let repo = RepoId::parse(RepoKind::Dataset, id)?;
+                let listing = hub.list(&repo).with_context(context)?;
+                let names: Vec<String> = listing.files.iter().map(|file| file.path.clone()).collect();
+                for glob in &globs {
+                    for name in select(&names, *glob).with_context(context)? {
+                        let file = listing.files.iter().find(|file| file.path == name);
+                        let file = file.with_context(|| format!("{id} has no file {name}"))?;
+                        let bytes = HubBytes { file: hub.open(&repo, file), name: format!("{id}/{name}") };
+                        found.push(SourceFile::detect(Arc::new(bytes))?);
+                    }
+                }
+            }
+        }
+        found.sort_by(|a, b| a.bytes.name().cmp(b.bytes.name()));
+        found.dedup_by(|a, b| a.bytes.name() == b.bytes.name());
+        files.extend(found);
+    }
+    Ok(files)
+}
+
+/// The opened data of a run.
+pub struct RunData {
+    pub training: Arc<DataSet>,
+    pub validation: Option<(Arc<DataSet>, u64)>,
+}
+
+/// Opens and checks the training and validation files; files that validate are left out of training.
+pub fn run_data(config: &RunConfig, hub: &LazyHub) -> Result<RunData> {
+    let data = &config.data;
+    let DataSource::Files(sources) = &data.source else { bail!("the quickstart's data are generated, not opened") };
+    let validation = match &data.validation {
+        None => None,
+        Some(ValidationConfig { source, files, tokens }) => {
+            let own = match source {
+                Some(DataSource::Files(own)) => own,
+                Some(DataSource::Quickstart) => bail!("`data.validation.source`: the quickstart's data go with its training"),
+                None => sources,
+            };
+            Some((source_files(own, files, hub, "data.validation")?, *tokens, source.is_none()))
+        }
+    };
+    let mut training = source_files(sources, &data.files, hub, "data.source")?;
+    if let Some((held_out, _, true)) = &validation {
+        let names: Vec<&str> = held_out.iter().map(|file| file.bytes.name()).collect();
+        training.retain(|file| !names.contains(&file.bytes.name()));
+        ensure!(!training.is_empty(), "`data.validation.files` takes every file of the source: none is left to train on");
+    }
+    let training = Arc::new(DataSet::open(training, &data.text_column).context("the training data")?);
+    let validation = match validation {
+        Some((files, tokens, _)) => {
+            let set = DataSet::open(files, &data.text_column).context("the validation data")?;
+            Some((Arc::new(set), tokens))
+        }
+        None => None,
+    };
+    Ok(RunData { training, validation })
+}
+
+/// How a run's stream is cut and read.
+pub fn stream_settings(config: &RunConfig, vocabulary_size: usize) -> StreamSettings {
+    let train = &config.train;
+    StreamSettings {
+        sequence_length: train.sequence_length,
+        order: if config.data.shuffle { Order::Shuffled { seed: config.seed } } else { Order::Sequential },
+        vocabulary_size,
+        threads: config.data.tokenizer_threads,
+        // Several steps ahead, so that one slow fetch does not stop the trainer.
+        queue_tokens: (4 * train.tokens_per_step).max(1 << 18),
+    }
+}
+
+/// The validation batches of a run.
+pub fn validation_set(
+    config: &RunConfig,
+    data: &RunData,
+    tokenizer: Option<&TextTokenizer>,
+    vocabulary_size: usize,
+) -> Result<Option<ValidationSet>> {
+    let Some((set, tokens)) = &data.validation else { return Ok(None) };
+    let settings = StreamSettings { order: Order::Sequential, ..stream_settings(config, vocabulary_size) };
+    let set = ValidationSet::open(Arc::clone(set), tokenizer, &settings, *tokens, config.train.micro_batch);
+    Ok(Some(set.context("the validation data")?))
+}

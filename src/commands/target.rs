@@ -1,0 +1,107 @@
+//! What `eval`, `generate` and `export` work on: a run, a checkpoint, a model folder or a hub id.
+
+use super::setup;
+use crate::config::{ConfigError, looks_like_hub_id};
+use crate::data::TextTokenizer;
+use crate::hub::Hub;
+use crate::model::gpt2::{self, Gpt2Config};
+use crate::params::{Layout, ParameterStore, slice_mut};
+use crate::train::{checkpoint, is_run};
+use anyhow::{Context, Result, bail};
+use candle_core::Device;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Where the weights are.
+pub enum Weights {
+    /// A verified checkpoint folder.
+    Checkpoint(PathBuf),
+    /// Files in the hub's layout.
+    Files(Vec<PathBuf>),
+}
+
+/// An opened target: its shape is known, its weights are not read yet.
+pub struct Target {
+    pub name: String,
+    pub config: Gpt2Config,
+    pub weights: Weights,
+    /// The folder with config.json and tokenizer files.
+    folder: PathBuf,
+}
+
+/// The folder of a run that holds its model's config and tokenizer.
+pub fn model_folder(run: &Path) -> PathBuf {
+    run.join("model")
+}
+
+impl Target {
+    /// Finds out what `text` names.
+    ///
+    /// # Errors
+    /// When nothing is there, a run has no valid checkpoint, or a model's config cannot be used.
+    pub fn open(text: &str) -> Result<Self> {
+        let path = Path::new(text);
+        if is_run(path) {
+            let (newest, rejected) = checkpoint::Checkpoints::of_run(path).newest_valid()?;
+            rejected.iter().for_each(|why| eprintln!("passing over a checkpoint that is not valid: {why}"));
+            let Some(newest) = newest else { bail!("the run {text} has no valid checkpoint yet") };
+            return Self::of_checkpoint(text, path, newest);
+        }
+        if path.join("manifest.json").is_file() || path.join("state.json").is_file() {
+            checkpoint::verify(path).with_context(|| format!("the checkpoint {text} is not valid"))?;
+            let absolute = std::fs::canonicalize(path).with_context(|| format!("cannot open {text}"))?;
+            let run = absolute.parent().and_then(Path::parent).with_context(|| format!("{text} is in no run folder"))?;
+            return Self::of_checkpoint(text, run, absolute.clone());
+        }
+        if path.is_dir() {
+            let config = setup::read_model_config(&path.join("config.json"))?;
+            let files = crate::model::weights::files_of_folder(path)?;
+            let folder = path.to_owned();
+            return Ok(Self { name: text.to_owned(), config, weights: Weights::Files(files), folder });
+        }
+        if path.exists() || !looks_like_hub_id(text) {
+            let message = format!("{text} is no run folder, checkpoint, model folder or hub id (owner/name)");
+            return Err(ConfigError::flag("RUN|MODEL", message).into());
+        }
+        let hub = Hub::from_env()?;
+        let model = setup::hub_model(&hub, text)?;
+        let files = model.download_weights(&hub)?;
+        Ok(Self { name: text.to_owned(), config: model.config, weights: Weights::Files(files), folder: model.folder })
+    }
+
+    fn of_checkpoint(name: &str, run: &Path, checkpoint: PathBuf) -> Result<Self> {
+        let folder = model_folder(run);
+        let config = setup::read_model_config(&folder.join("config.json"))?;
+        Ok(Self { name: name.to_owned(), config, weights: Weights::Checkpoint(checkpoint), folder })
+    }
+
+    /// Reads the weights into a store on the CPU.
+    pub fn load(&self) -> Result<ParameterStore> {
+        let layout = Arc::new(Layout::new(self.config.parameter_specs()));
+        let store = ParameterStore::new(Arc::clone(&layout), &Device::Cpu)?;
+        slice_mut(store.weights(), |numbers| match &self.weights {
+            Weights::Checkpoint(folder) => checkpoint::read_weights(folder, &layout, numbers),
+            Weights::Files(files) => gpt2::load(&self.config, &layout, files, numbers),
+        })?
+        .with_context(|| format!("cannot load the weights of {}", self.name))?;
+        Ok(store)
+    }
+
+    /// The tokenizer's files that go with the weights.
+    pub fn tokenizer_files(&self) -> Vec<PathBuf> {
+        setup::TOKENIZER_FILES.iter().map(|name| self.folder.join(name)).filter(|path| path.is_file()).collect()
+    }
+
+    /// The tokenizer, if the target has one.
+    pub fn tokenizer(&self) -> Result<Option<TextTokenizer>> {
+        if self.tokenizer_files().is_empty() {
+            return Ok(None);
+        }
+        TextTokenizer::load(&self.folder).map(Some)
+    }
+
+    /// The id of the end of a text, where it is known.
+    pub fn end_of_text(&self) -> Option<u32> {
+        self.tokenizer().ok().flatten().map(|tokenizer| tokenizer.end_of_text())
+    }
+}

@@ -1,0 +1,273 @@
+//! Muon (Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024): orthogonalised momentum for
+//! the hidden matrices, AdamW for everything else.
+//!
+//!     v = mu v + (1-mu) g
+//!     u = (1-mu) g + mu v                               Nesterov
+//!     O = five steps of X <- a X + (b XX' + c (XX')^2) X from X = u / (||u||_F + 1e-7), (a, b, c) = (3.4445, -4.7750, 2.0315)
+//!     theta = theta (1 - eta lambda) - eta sqrt(max(1, out/in)) O
+//!
+//! The scale is the original one (also torch.optim.Muon's "original"), in which `lr` = 0.02 is usual; `out` and `in`
+//! are the layer's, however the matrix is stored (GPT-2 keeps its four projections as [in, out]). Hidden matrices are
+//! the decayed 2-D parameters that are neither embeddings nor the head. The rest is AdamW with `adamw_lr`, which
+//! follows the same schedule. Products are f32.
+
+use super::adam::{Adam, AdamRule, Decay};
+use super::elementwise::{At, Method, check_layout};
+use super::gate::{GateScope, GateSettings, GateSource, clip_factor, gate};
+use super::kernel::{self, Level, Measure};
+use super::{GradientSource, OptimError, Optimizer, OptimizerState, StepInput, StepReport, non_finite};
+use crate::ops::product::{Into, Operand, Size, Threads, multiply};
+use crate::params::{Layout, Parameter, ParameterStore, slice, slice_mut};
+use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Coefficients of the quintic, chosen by its authors for the largest slope at zero.
+const QUINTIC: [f32; 3] = [3.4445, -4.7750, 2.0315];
+const ITERATIONS: usize = 5;
+
+/// The constants; `adam` is the method of the rest.
+pub(super) struct MuonSettings {
+    pub momentum: f64,
+    pub weight_decay: f64,
+    /// Peak rates of the hidden matrices and of the rest.
+    pub lr: f64,
+    pub adamw_lr: f64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Hidden,
+    Rest,
+}
+
+/// A run of parameters of one kind and one decay.
+struct Segment {
+    range: Range<usize>,
+    kind: Kind,
+    decays: bool,
+}
+
+pub(super) struct Muon {
+    settings: MuonSettings,
+    gate: Option<GateSettings>,
+    layout: Arc<Layout>,
+    segments: Vec<Segment>,
+    velocity: Tensor,
+    second_moment: Tensor,
+    step: u64,
+}
+
+fn kind(parameter: &Parameter) -> Kind {
+    let outer = ["wte", "wpe", "embed_tokens", "lm_head"];
+    let is_outer = parameter.name.split('.').any(|part| outer.contains(&part));
+    if parameter.shape.len() == 2 && parameter.decays && !is_outer { Kind::Hidden } else { Kind::Rest }
+}
+
+/// sqrt(max(1, out/in)) of the layer.
+fn scale(parameter: &Parameter) -> f64 {
+    let (rows, columns) = (parameter.shape[0] as f64, parameter.shape[1] as f64);
+    let transposed = [".c_attn.weight", ".c_proj.weight", ".c_fc.weight"];
+    let is_transposed = transposed.iter().any(|end| parameter.name.ends_with(end));
+    let (output, input) = if is_transposed { (columns, rows) } else { (rows, columns) };
+    (output / input).max(1.0).sqrt()
+}
+
+fn segments(layout: &Layout) -> Vec<Segment> {
+    let mut segments: Vec<Segment> = Vec::new();
+    let parameters = layout.parameters();
+    for (index, parameter) in parameters.iter().enumerate() {
+        let end = parameters.get(index + 1).map_or(layout.len(), |next| next.offset);
+        let (kind, decays) = (kind(parameter), parameter.decays);
+        match segments.last_mut() {
+            Some(last) if (last.kind, last.decays) == (kind, decays) => last.range.end = end,
+            _ => segments.push(Segment { range: parameter.offset..end, kind, decays }),
+        }
+    }
+    segments
+}
+
+impl Muon {
+    pub fn new(
+        settings: MuonSettings,
+        gate: Option<GateSettings>,
+        layout: &Arc<Layout>,
+        device: &Device,
+    ) -> Result<Self, OptimError> {
+        Ok(Self {
+            settings,
+            gate: gate.filter(|gate| gate.beta3 > 0.0 && gate.alpha1 > 0.0),
+            layout: layout.clone(),
+            segments: segments(layout),
+            velocity: Tensor::zeros(layout.len(), DType::F32, device)?,
+            second_moment: Tensor::zeros(layout.len(), DType::F32, device)?,
+            step: 0,
+        })
+    }
+
+    /// AdamW's rule for every segment. For a hidden one it is used only to look ahead at the velocity.
+    fn rules(&self, input: &StepInput, factor: f32, gates: [f64; 2]) -> Vec<(Range<usize>, AdamRule)> {
+        let rule = |segment: &Segment| {
+            let beta1 = if segment.kind == Kind::Hidden { self.settings.momentum } else { self.settings.beta1 };
+            let MuonSettings { beta2, eps, weight_decay, .. } = self.settings;
+            let scheduled_lr = input.scheduled_lr * self.settings.adamw_lr / self.settings.lr;
+            let at = At {
+                step: self.step + 1,
+                scheduled_lr,
+                eta: scheduled_lr * gates[usize::from(!segment.decays)],
+                factor,
+                gradient_scale: input.gradient_scale,
+                weight_decay: if segment.decays { weight_decay } else { 0.0 },
+                velocity_sq: 0.0,
+            };
+            Adam { beta1, beta2, eps, weight_decay, decay: Decay::Decoupled }.rule(&at)
+        };
+        self.segments.iter().map(|segment| (segment.range.clone(), rule(segment))).collect()
+    }
+
+    /// The gates of the decayed and of the plain parameters.
+    fn gates(&self, store: &ParameterStore, input: &StepInput, factor: f32) -> Result<[f64; 2], OptimError> {
+        let Some(settings) = self.gate else { return Ok([1.0; 2]) };
+        let measure = match settings.source {
+            GateSource::Velocity => Measure::Velocity { power: settings.power },
+            GateSource::Gradient => Measure::Gradient { scale: f64::from(factor), power: settings.power },
+        };
+        let rules = self.rules(input, factor, [1.0; 2]);
+        let sums = slice(store.gradients(), |gradient| {
+            slice(&self.velocity, |velocity| {
+                slice(&self.second_moment, |second_moment| {
+                    // The weights do not enter a velocity with decoupled decay; any buffer of the length will do.
+                    kernel::predict(Level::best(), &rules, measure, gradient, velocity, [velocity, second_moment])
+                })
+            })
+        })???;
+        let mut q = [0.0; 2];
+        self.segments.iter().zip(sums).for_each(|(segment, sum)| q[usize::from(!segment.decays)] += sum);
+        Ok(match settings.scope {
+            GateScope::Global => [gate(settings.beta3, settings.alpha1, q[0] + q[1]); 2],
+            GateScope::Group => q.map(|q| gate(settings.beta3, settings.alpha1, q)),
+        })
+    }
+
+    /// Moves one hidden matrix and its velocity, and gives ||new velocity||^2. All slices are the matrix's own.
+    fn move_matrix(
+        &self,
+        parameter: &Parameter,
+        eta: f64,
+        factor: f32,
+        gradient: &[f32],
+        weight: &mut [f32],
+        velocity: &mut [f32],
+    ) -> f64 {
+        let (keep, take) = (self.settings.momentum as f32, (1.0 - self.settings.momentum) as f32);
+        let mut update = vec![0.0f32; gradient.len()];
+        let blend = |((update, velocity), gradient): ((&mut f32, &mut f32), &f32)| {
+            let gradient = factor * gradient;
+            *velocity = keep * *velocity + take * gradient;
+            *update = take * gradient + keep * *velocity;
+        };
+        update.iter_mut().zip(velocity.iter_mut()).zip(gradient).for_each(blend);
+        orthogonalize(&mut update, parameter.shape[0], parameter.shape[1]);
+        let (rate, decay) = ((eta * scale(parameter)) as f32, (eta * self.settings.weight_decay) as f32);
+        weight.iter_mut().zip(&update).for_each(|(weight, update)| *weight -= decay * *weight + rate * update);
+        let whole = 0..velocity.len();
+        kernel::reduce(Level::best(), std::slice::from_ref(&whole), velocity, None)[0].gradient_sq
+    }
+}
+
+/// Replaces `x` [rows, columns] by nearly the nearest matrix with orthonormal rows or columns: singular values come to
+/// lie around 1 (about 0.7 to 1.2), singular vectors stay.
+fn orthogonalize(x: &mut [f32], rows: usize, columns: usize) {
+    let [a, b, c] = QUINTIC;
+    let whole = 0..x.len();
+    let norm = kernel::reduce(Level::best(), std::slice::from_ref(&whole), x, None)[0].gradient_sq.sqrt();
+    let scale = (1.0 / (norm + 1e-7)) as f32;
+    x.iter_mut().for_each(|x| *x *= scale);
+    let (small, large) = (rows.min(columns), rows.max(columns));
+    let square = Size { m: small, k: small, n: small };
+    let (mut gram, mut polynomial) = (vec![0.0f32; small * small], vec![0.0f32; small * small]);
+    let mut next = vec![0.0f32; x.len()];
+    for _ in 0..ITERATIONS {
+        // The Gram matrix of the short side: XX' of a wide matrix, X'X of a tall one.
+        let natural = Operand::row_major(x, columns);
+        let (left, right) =
+            if rows <= columns { (natural, natural.transposed()) } else { (natural.transposed(), natural) };
+        let size = Size { m: small, k: large, n: small };
+        multiply(Threads::All, size, left, right, 1.0, &mut gram, small, Into::Overwrite);
+        polynomial.iter_mut().zip(&gram).for_each(|(polynomial, gram)| *polynomial = b * gram);
+        let gram = Operand::row_major(&gram, small);
+        multiply(Threads::All, square, gram, gram, c, &mut polynomial, small, Into::Accumulate);
+        next.par_iter_mut().zip(&*x).for_each(|(next, x)| *next = a * x);
+        let (polynomial, size) = (Operand::row_major(&polynomial, small), Size { m: rows, k: small, n: columns });
+        let (left, right) = if rows <= columns { (polynomial, natural) } else { (natural, polynomial) };
+        multiply(Threads::All, size, left, right, 1.0, &mut next, columns, Into::Accumulate);
+        x.copy_from_slice(&next);
+    }
+}
+
+impl Optimizer for Muon {
+    fn step(
+        &mut self,
+        store: &mut ParameterStore,
+        input: &StepInput,
+        _: &mut dyn GradientSource,
+    ) -> Result<StepReport, OptimError> {
+        input.check()?;
+        check_layout(store, &self.layout)?;
+        let ranges: Vec<_> = self.segments.iter().map(|segment| segment.range.clone()).collect();
+        let sums = slice(store.gradients(), |g| kernel::reduce(Level::best(), &ranges, g, None))?;
+        let grad_norm = input.gradient_scale * sums.iter().map(|sums| sums.gradient_sq).sum::<f64>().sqrt();
+        if !grad_norm.is_finite() {
+            return Err(non_finite(store));
+        }
+        let clip = clip_factor(grad_norm, input.grad_clip);
+        let factor = (input.gradient_scale * clip) as f32;
+        let gates = self.gates(store, input, factor)?;
+        let mut rules = self.rules(input, factor, gates);
+        let mut kinds = self.segments.iter().map(|segment| segment.kind);
+        rules.retain(|_| kinds.next() == Some(Kind::Rest));
+        let hidden: Vec<&Parameter> = self.layout.parameters().iter().filter(|p| kind(p) == Kind::Hidden).collect();
+        let velocity_sq = slice(store.gradients(), |gradient| {
+            slice_mut(store.weights(), |weight| {
+                slice_mut(&self.velocity, |velocity| {
+                    slice_mut(&self.second_moment, |second_moment| {
+                        let states = [&mut *velocity, second_moment];
+                        let rest = kernel::update(Level::best(), &rules, gradient, weight, states);
+                        let mut velocity_sq = rest.iter().sum::<f64>();
+                        for parameter in &hidden {
+                            let range = parameter.range();
+                            let (gradient, weight) = (&gradient[range.clone()], &mut weight[range.clone()]);
+                            let eta = input.scheduled_lr * gates[0];
+                            let velocity = &mut velocity[range];
+                            velocity_sq += self.move_matrix(parameter, eta, factor, gradient, weight, velocity);
+                        }
+                        velocity_sq
+                    })
+                })
+            })
+        })????;
+        self.step += 1;
+        let gate = gates[usize::from(self.layout.decayed_len() == 0)];
+        Ok(StepReport { grad_norm, clip_factor: clip, eta: input.scheduled_lr * gate, gate, velocity_sq })
+    }
+
+    fn state(&self) -> OptimizerState {
+        let tensors = [("velocity", &self.velocity), ("second_moment", &self.second_moment)];
+        OptimizerState {
+            tensors: tensors.map(|(name, tensor)| (name.to_string(), tensor.clone())).to_vec(),
+            scalars: vec![("step".to_string(), self.step as f64)],
+        }
+    }
+
+    fn load_state(&mut self, state: &OptimizerState) -> Result<(), OptimError> {
+        let own = self.state();
+        let scalars = state.scalars_as(&own)?;
+        state.copy_tensors_into(&own)?;
+        self.step = scalars[0] as u64;
+        Ok(())
+    }
+}

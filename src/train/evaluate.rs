@@ -1,0 +1,33 @@
+//! The validation loss.
+
+use super::Interrupt;
+use crate::data::ValidationSet;
+use crate::model::{Batch, Engine, LossSum};
+use crate::params::ParameterStore;
+use anyhow::{Result, ensure};
+
+/// The end of an evaluation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Evaluation {
+    Done(LossSum),
+    Interrupted,
+}
+
+/// Mean loss over the whole validation set; a signal ends it between two batches.
+pub fn evaluate(
+    engine: &mut Engine,
+    store: &ParameterStore,
+    validation: &ValidationSet,
+    interrupt: &Interrupt,
+) -> Result<Evaluation> {
+    let mut total = LossSum::default();
+    for batch in &validation.batches {
+        if interrupt.requested() {
+            return Ok(Evaluation::Interrupted);
+        }
+        let batch = Batch { inputs: &batch.inputs, targets: &batch.targets, rows: batch.rows };
+        total += engine.loss(store, batch)?;
+    }
+    ensure!(total.sum.is_finite(), "the validation loss is {}: the weights are poisoned", total.mean());
+    Ok(Evaluation::Done(total))
+}

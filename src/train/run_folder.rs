@@ -1,0 +1,102 @@
+//! The run folder: where it is, whether it may be used, and the lock that keeps two processes out of one run.
+
+use super::checkpoint::replace_file;
+use anyhow::{Context, Result, bail};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+/// A run folder that this process holds.
+#[derive(Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+    /// Held for the life of the run; the operating system releases it however the process ends.
+    _lock: File,
+}
+
+/// Whether a run begins or goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    Fresh,
+    Resume,
+}
+
+impl RunFolder {
+    /// Refuses a path that a fresh run may not take, before anything is made.
+    pub fn check_fresh(path: &Path) -> Result<()> {
+        if is_run(path) {
+            bail!("{} is a run already: continue it with --resume, or give another --run-dir", path.display());
+        }
+        match fs::read_dir(path) {
+            Ok(mut entries) if entries.next().is_some() => {
+                bail!("{} exists and is not empty: give another --run-dir", path.display())
+            }
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot use {} as a run folder", path.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Creates (or opens) and locks the folder.
+    pub fn open(path: &Path) -> Result<Self> {
+        fs::create_dir_all(path).with_context(|| format!("cannot create the run folder {}", path.display()))?;
+        let lock_path = path.join(".lock");
+        let lock = File::options().create(true).truncate(false).write(true).open(&lock_path);
+        let lock = lock.with_context(|| format!("cannot write into the run folder {}", path.display()))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Err(fs::TryLockError::WouldBlock) => bail!("{} is in use by another vrtrain", path.display()),
+            Err(fs::TryLockError::Error(error)) => {
+                Err(error).with_context(|| format!("cannot lock {}", lock_path.display()))
+            }
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes the resolved config.
+    pub fn write_config(&self, text: &str) -> Result<()> {
+        replace_file(&self.path.join("config.toml"), text.as_bytes())
+    }
+}
+
+/// Whether `path` holds a run.
+pub fn is_run(path: &Path) -> bool {
+    path.join("config.toml").is_file()
+}
+
+/// The first free `runs/<name>-N` below `base`.
+pub fn fresh_path(base: &Path, name: &str) -> PathBuf {
+    let mut number = 1u64;
+    loop {
+        let path = base.join("runs").join(format!("{name}-{number}"));
+        if !path.exists() {
+            return path;
+        }
+        number += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_in_use_or_with_other_things_in_it_is_refused() -> Result<()> {
+        let base = tempfile::tempdir()?;
+        let path = fresh_path(base.path(), "demo");
+        assert!(path.ends_with("runs/demo-1"));
+        RunFolder::check_fresh(&path)?;
+        let run = RunFolder::open(&path)?;
+        assert!(RunFolder::open(&path).unwrap_err().to_string().contains("in use"));
+        assert!(RunFolder::check_fresh(&path).unwrap_err().to_string().contains("not empty"));
+        run.write_config("seed = 1\n")?;
+        assert!(RunFolder::check_fresh(&path).unwrap_err().to_string().contains("--resume"));
+        drop(run);
+        RunFolder::open(&path)?;
+        assert!(fresh_path(base.path(), "demo").ends_with("runs/demo-2"));
+        Ok(())
+    }
+}

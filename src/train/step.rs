@@ -1,0 +1,112 @@
+//! One optimizer step: micro-batches, gradients, audit, update.
+
+use super::{Record, Run};
+use crate::data;
+use crate::model::{Batch, Engine, Labels as ModelLabels, LossSum};
+use crate::optim::{GradientSource, Labels, OptimError, StepInput};
+use crate::params::ParameterStore;
+use crate::random::{Stream, generator};
+use anyhow::{Context, Result};
+use rand_chacha::ChaCha8Rng;
+use std::time::Instant;
+
+/// Why a step cannot be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    #[error(
+        "the loss of step {step} is {loss}: micro-batch {micro_batch}, the {rows} rows before {place}; \
+         nothing of this step was saved (a lower optimizer.lr, more warm-up or a tighter train.grad_clip may help)"
+    )]
+    LossNotFinite { step: u64, loss: f64, micro_batch: usize, rows: usize, place: String },
+    #[error(
+        "the gradient of step {step} is not finite ({source}); its rows end at {place}; nothing of this step was saved"
+    )]
+    GradientNotFinite { step: u64, place: String, source: OptimError },
+    #[error("step {step} gave no gradient to {}: {}", names.len(), names.join(", "))]
+    NoGradient { step: u64, names: Vec<String> },
+}
+
+/// The micro-batches of a step, for optimizers that look at them twice (SAM, SophiaG).
+struct StepBatches<'a> {
+    engine: &'a mut Engine,
+    batches: &'a [data::Batch],
+    generator: ChaCha8Rng,
+}
+
+fn view(batch: &data::Batch) -> Batch<'_> {
+    Batch { inputs: &batch.inputs, targets: &batch.targets, rows: batch.rows }
+}
+
+impl GradientSource for StepBatches<'_> {
+    fn recompute(&mut self, store: &mut ParameterStore, labels: Labels) -> Result<()> {
+        store.start_gradients();
+        for batch in self.batches {
+            let labels = match labels {
+                Labels::Data => ModelLabels::Data,
+                Labels::Sampled => ModelLabels::Sampled(&mut self.generator),
+            };
+            self.engine.gradients(store, view(batch), labels)?;
+        }
+        Ok(())
+    }
+}
+
+impl Run<'_> {
+    /// Takes one step and describes it.
+    pub(super) fn one_step(&mut self, started: Instant) -> Result<Record> {
+        let step = self.step + 1;
+        self.store.start_gradients();
+        let mut loss = LossSum::default();
+        // Only optimizers with a second pass need the batches again.
+        let keep = self.optimizer.needs_second_pass();
+        let mut batches = Vec::new();
+        for micro_batch in 0..self.micro_batches {
+            let batch = self.stream.next_batch(self.micro_batch).context("cannot read the training data")?;
+            let part = self.engine.gradients(&mut self.store, view(&batch), ModelLabels::Data)?;
+            if !part.sum.is_finite() {
+                let place = self.stream.describe_position();
+                let (rows, loss) = (batch.rows, part.mean());
+                return Err(StepError::LossNotFinite { step, loss, micro_batch: micro_batch + 1, rows, place }.into());
+            }
+            loss += part;
+            if keep {
+                batches.push(batch);
+            }
+        }
+        // Costs nothing, so every step is audited, not the first alone.
+        let names: Vec<String> = self.store.without_gradient().into_iter().map(str::to_owned).collect();
+        if !names.is_empty() {
+            return Err(StepError::NoGradient { step, names }.into());
+        }
+
+        let lr = self.schedule.lr(self.peak_lr, self.step);
+        let input = StepInput { scheduled_lr: lr, gradient_scale: 1.0 / loss.count as f64, grad_clip: self.grad_clip };
+        let mut generator = generator(self.seed, Stream::SampledLabels);
+        // The stream's place is a function of the step, so that a checkpoint holds no generator.
+        generator.set_word_pos(u128::from(step) << 40);
+        let mut source = StepBatches { engine: &mut self.engine, batches: &batches, generator };
+        let report = self.optimizer.step(&mut self.store, &input, &mut source).map_err(|source| match source {
+            OptimError::NonFinite { .. } => {
+                StepError::GradientNotFinite { step, place: self.stream.describe_position(), source }.into()
+            }
+            other => anyhow::Error::from(other),
+        })?;
+
+        self.step = step;
+        self.tokens += loss.count;
+        let seconds = started.elapsed().as_secs_f64();
+        Ok(Record {
+            step,
+            tokens: self.tokens,
+            loss: loss.mean(),
+            grad_norm: report.grad_norm,
+            lr,
+            eta: report.eta,
+            gate: report.gate,
+            velocity_sq: report.velocity_sq,
+            step_ms: 1e3 * seconds,
+            tokens_per_s: loss.count as f64 / seconds,
+            val_loss: None,
+        })
+    }
+}
