@@ -1,54 +1,17 @@
-//! The optimizers by name: their keys with defaults and allowed ranges, and what builds them.
+//! From a name and keys to a complete, checked config, and from that to an optimizer.
 
 use super::adam::{Adam, Decay};
 use super::elementwise::{Elementwise, Method};
 use super::gate::{GateScope, GateSettings, GateSource};
+pub use super::keys::Value;
+use super::keys::{GATE, Key, NAMES, Name, SAM};
 use super::muon::{Muon, MuonSettings};
 use super::sgd::{Momentum, Sgd};
 use super::sophia::{Sophia, SophiaG};
 use super::{OptimError, Optimizer, adabelief, lion, nadam, radam, rgd, rmsprop, sam};
 use crate::params::Layout;
 use candle_core::Device;
-use std::borrow::Cow;
-use std::fmt;
 use std::sync::Arc;
-
-/// A key's value, as a config file has it.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Value {
-    Number(f64),
-    Bool(bool),
-    Text(Cow<'static, str>),
-}
-
-impl From<f64> for Value {
-    fn from(number: f64) -> Self {
-        Self::Number(number)
-    }
-}
-
-impl From<bool> for Value {
-    fn from(flag: bool) -> Self {
-        Self::Bool(flag)
-    }
-}
-
-impl From<&str> for Value {
-    fn from(text: &str) -> Self {
-        Self::Text(Cow::Owned(text.to_string()))
-    }
-}
-
-/// As TOML writes it.
-impl fmt::Display for Value {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match self {
-            Self::Number(number) => write!(f, "{number:?}"),
-            Self::Bool(flag) => write!(f, "{flag}"),
-            Self::Text(text) => write!(f, "{text:?}"),
-        }
-    }
-}
 
 /// A setting that cannot be used. The message is complete; `key` says where it belongs.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -56,182 +19,6 @@ impl fmt::Display for Value {
 pub struct ConfigError {
     pub key: Option<String>,
     pub message: String,
-}
-
-/// Which values a key takes.
-#[derive(Clone, Copy, Debug)]
-enum Allowed {
-    /// x > 0
-    Positive,
-    /// x >= 0
-    NonNegative,
-    /// 0 <= x < 1
-    Fraction,
-    /// A whole number from 1.
-    Count,
-    Flag,
-    OneOf(&'static [&'static str]),
-}
-
-#[derive(Clone, Debug)]
-struct Key {
-    name: &'static str,
-    default: Value,
-    allowed: Allowed,
-}
-
-const fn number(name: &'static str, default: f64, allowed: Allowed) -> Key {
-    Key { name, default: Value::Number(default), allowed }
-}
-
-const fn flag(name: &'static str, default: bool) -> Key {
-    Key { name, default: Value::Bool(default), allowed: Allowed::Flag }
-}
-
-const fn word(name: &'static str, choices: &'static [&'static str]) -> Key {
-    Key { name, default: Value::Text(Cow::Borrowed(choices[0])), allowed: Allowed::OneOf(choices) }
-}
-
-const fn lr(default: f64) -> Key {
-    number("lr", default, Allowed::Positive)
-}
-
-const fn beta1(default: f64) -> Key {
-    number("beta1", default, Allowed::Fraction)
-}
-
-const fn beta2(default: f64) -> Key {
-    number("beta2", default, Allowed::Fraction)
-}
-
-const fn eps(default: f64) -> Key {
-    number("eps", default, Allowed::Positive)
-}
-
-const fn weight_decay(default: f64) -> Key {
-    number("weight_decay", default, Allowed::NonNegative)
-}
-
-const fn momentum(default: f64) -> Key {
-    number("momentum", default, Allowed::Fraction)
-}
-
-/// VRAdam has these always; the others where `gate = true`.
-const GATE: &[Key] = &[
-    number("beta3", 1.0, Allowed::NonNegative),
-    number("alpha1", 10.0, Allowed::NonNegative),
-    word("gate_source", &["velocity", "gradient"]),
-    word("gate_scope", &["global", "group"]),
-    number("gate_power", 2.0, Allowed::Positive),
-];
-
-const SAM: &[Key] = &[number("sam_rho", 0.05, Allowed::Positive)];
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Name {
-    VrAdam,
-    AdamW,
-    Adam,
-    RAdam,
-    NAdam,
-    Sgd,
-    RmsProp,
-    Lion,
-    AdaBelief,
-    SophiaG,
-    Rgd,
-    Muon,
-}
-
-/// In the order of [`Name`].
-const NAMES: [&str; 12] =
-    ["vradam", "adamw", "adam", "radam", "nadam", "sgd", "rmsprop", "lion", "adabelief", "sophiag", "rgd", "muon"];
-
-impl Name {
-    const ALL: [Self; 12] = [
-        Self::VrAdam,
-        Self::AdamW,
-        Self::Adam,
-        Self::RAdam,
-        Self::NAdam,
-        Self::Sgd,
-        Self::RmsProp,
-        Self::Lion,
-        Self::AdaBelief,
-        Self::SophiaG,
-        Self::Rgd,
-        Self::Muon,
-    ];
-
-    fn parse(name: &str) -> Result<Self, ConfigError> {
-        let place = NAMES.iter().position(|&other| other == name);
-        place.map(|place| Self::ALL[place]).ok_or_else(|| ConfigError {
-            key: Some("name".into()),
-            message: format!("no optimizer is named {name:?}; {}", nearest(name, NAMES)),
-        })
-    }
-
-    /// The keys of the method itself.
-    fn own_keys(self) -> Vec<Key> {
-        let decoupled = flag("decoupled_weight_decay", false);
-        match self {
-            Self::VrAdam => vec![lr(1e-3), beta1(0.9), beta2(0.999), eps(1e-8), weight_decay(1e-5)],
-            Self::AdamW => vec![lr(1e-3), beta1(0.9), beta2(0.999), eps(1e-8), weight_decay(0.01)],
-            Self::Adam => vec![lr(1e-3), beta1(0.9), beta2(0.999), eps(1e-8), weight_decay(0.0)],
-            Self::RAdam => vec![lr(1e-3), beta1(0.9), beta2(0.999), eps(1e-8), weight_decay(0.0), decoupled],
-            Self::NAdam => vec![
-                lr(2e-3),
-                beta1(0.9),
-                beta2(0.999),
-                number("psi", 0.004, Allowed::NonNegative),
-                eps(1e-8),
-                weight_decay(0.0),
-                decoupled,
-            ],
-            Self::Sgd => vec![lr(1e-3), momentum(0.9), flag("nesterov", true), weight_decay(0.0)],
-            Self::RmsProp => {
-                vec![lr(1e-2), number("alpha", 0.99, Allowed::Fraction), momentum(0.0), eps(1e-8), weight_decay(0.0)]
-            }
-            Self::Lion => vec![lr(1e-4), beta1(0.9), beta2(0.99), weight_decay(0.0)],
-            Self::AdaBelief => vec![lr(1e-3), beta1(0.9), beta2(0.999), eps(1e-16), weight_decay(0.0)],
-            Self::SophiaG => vec![
-                lr(1e-4),
-                beta1(0.965),
-                beta2(0.99),
-                number("rho", 0.04, Allowed::Positive),
-                weight_decay(0.1),
-                number("hessian_every", 10.0, Allowed::Count),
-            ],
-            Self::Rgd => vec![
-                lr(1e-3),
-                momentum(0.9),
-                number("c", 1e4, Allowed::Positive),
-                number("m", 1e-3, Allowed::Positive),
-                weight_decay(0.0),
-            ],
-            Self::Muon => vec![
-                lr(0.02),
-                momentum(0.95),
-                number("adamw_lr", 3e-4, Allowed::Positive),
-                beta1(0.9),
-                beta2(0.95),
-                eps(1e-8),
-                weight_decay(0.01),
-            ],
-        }
-    }
-
-    /// Every key of the optimizer.
-    fn keys(self) -> Vec<Key> {
-        let mut keys = self.own_keys();
-        if self != Self::VrAdam {
-            keys.push(flag("gate", false));
-        }
-        keys.extend_from_slice(GATE);
-        keys.push(flag("sam", false));
-        keys.extend_from_slice(SAM);
-        keys
-    }
 }
 
 /// One optimizer with all its settings.
@@ -306,9 +93,10 @@ impl OptimizerConfig {
         &self.settings
     }
 
-    /// Memory of the state.
+    /// Memory of the state, with the copy of the weights that SAM keeps.
     pub fn state_bytes_per_parameter(&self) -> usize {
-        if matches!(self.name, Name::Sgd | Name::Lion | Name::Rgd) { 4 } else { 8 }
+        let moments = if matches!(self.name, Name::Sgd | Name::Lion | Name::Rgd) { 4 } else { 8 };
+        if self.is("sam", true) { moments + 4 } else { moments }
     }
 
     pub(super) fn method(&self) -> Name {
@@ -354,7 +142,7 @@ impl OptimizerConfig {
     /// The optimizer for parameters laid out by `layout`, with its state at the start.
     ///
     /// # Errors
-    /// When the device has no memory for the state.
+    /// When the device is not the CPU, or has no memory for the state.
     pub fn build(&self, layout: &Arc<Layout>, device: &Device) -> Result<Box<dyn Optimizer>, OptimError> {
         fn elementwise<const N: usize, M: Method<N> + 'static>(
             config: &OptimizerConfig,
@@ -363,6 +151,9 @@ impl OptimizerConfig {
             device: &Device,
         ) -> Result<Box<dyn Optimizer>, OptimError> {
             Ok(Box::new(Elementwise::new(method, config.gate(), layout, device)?))
+        }
+        if !device.is_cpu() {
+            return Err(OptimError::Device(format!("{:?}", device.location())));
         }
         let n = |key| self.number(key);
         let (weight_decay, decay) = (n("weight_decay"), self.decay());
@@ -417,31 +208,7 @@ impl OptimizerConfig {
                 Ok(Box::new(Muon::new(settings, self.gate(), layout, device)?) as Box<dyn Optimizer>)
             }
         }?;
-        Ok(if self.is("sam", true) { Box::new(sam::Sam { rho: n("sam_rho"), inner }) } else { inner })
-    }
-}
-
-impl Allowed {
-    /// What is wanted instead of `value`, if it does not fit.
-    fn refusal(self, value: &Value) -> Option<String> {
-        let fits = match (self, value) {
-            (Self::Positive, Value::Number(x)) => x.is_finite() && *x > 0.0,
-            (Self::NonNegative, Value::Number(x)) => x.is_finite() && *x >= 0.0,
-            (Self::Fraction, Value::Number(x)) => (0.0..1.0).contains(x),
-            (Self::Count, Value::Number(x)) => (1.0..=1e15).contains(x) && x.fract() == 0.0,
-            (Self::Flag, Value::Bool(_)) => true,
-            (Self::OneOf(words), Value::Text(text)) => words.contains(&&**text),
-            _ => false,
-        };
-        let wanted = match self {
-            Self::Positive => "it takes a number above 0".into(),
-            Self::NonNegative => "it takes a number from 0".into(),
-            Self::Fraction => "it takes a number from 0 to below 1".into(),
-            Self::Count => "it takes a whole number from 1".into(),
-            Self::Flag => "it takes true or false".into(),
-            Self::OneOf(words) => format!("it takes one of {words:?}"),
-        };
-        (!fits).then_some(wanted)
+        Ok(if self.is("sam", true) { Box::new(sam::Sam::new(n("sam_rho"), inner)) } else { inner })
     }
 }
 
@@ -452,5 +219,95 @@ pub(super) fn nearest<'a>(given: &str, choices: impl IntoIterator<Item = &'a str
     match best.max_by(|(a, _), (b, _)| a.total_cmp(b)) {
         Some((similarity, choice)) if similarity > 0.7 => format!("did you mean {choice:?}?"),
         _ => format!("it is one of {}", choices.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(name: &str, keys: &[(&str, Value)]) -> Result<OptimizerConfig, ConfigError> {
+        let keys: Vec<_> = keys.iter().map(|(key, value)| (key.to_string(), value.clone())).collect();
+        OptimizerConfig::from_keys(name, &keys)
+    }
+
+    fn refusal(name: &str, keys: &[(&str, Value)]) -> String {
+        parse(name, keys).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_resolved_config_is_complete_and_gives_itself_back() {
+        for name in OptimizerConfig::names() {
+            for extra in [vec![], vec![("gate", true)], vec![("sam", true)]] {
+                let extra: Vec<_> = extra.into_iter().map(|(key, value)| (key, value.into())).collect();
+                let config = parse(name, &extra).unwrap();
+                let keys: Vec<(&str, Value)> = config.resolved().to_vec();
+                assert_eq!(parse(name, &keys).unwrap(), config);
+                assert_eq!(config.name(), *name);
+                assert!(config.lr() > 0.0);
+            }
+        }
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_papers() {
+        let config = parse("vradam", &[]).unwrap();
+        let expected = [
+            ("lr", 1e-3),
+            ("beta1", 0.9),
+            ("beta2", 0.999),
+            ("eps", 1e-8),
+            ("weight_decay", 1e-5),
+            ("beta3", 1.0),
+            ("alpha1", 10.0),
+            ("gate_power", 2.0),
+        ];
+        expected.iter().for_each(|&(key, value)| assert_eq!(config.number(key), value, "{key}"));
+        assert!(config.is("gate_source", "velocity") && config.is("gate_scope", "global"));
+        let lrs = ["adamw", "nadam", "rmsprop", "lion", "sophiag", "rgd", "muon"].map(|n| parse(n, &[]).unwrap().lr());
+        assert_eq!(lrs, [1e-3, 2e-3, 1e-2, 1e-4, 1e-4, 1e-3, 0.02]);
+    }
+
+    #[test]
+    fn a_wrong_key_is_refused_with_the_nearest_right_one() {
+        let message = refusal("vradam", &[("bata3", 1.0.into())]);
+        assert!(message.contains("\"bata3\"") && message.contains("\"vradam\"") && message.contains("\"beta3\""));
+        assert!(refusal("sgd", &[("beta1", 0.9.into())]).contains("\"sgd\" has no key \"beta1\""));
+        assert!(refusal("vradma", &[]).contains("\"vradam\""));
+        assert!(refusal("zzz", &[]).contains("vradam, adamw"));
+        assert_eq!(parse("vradam", &[("bata3", 1.0.into())]).unwrap_err().key.as_deref(), Some("bata3"));
+    }
+
+    #[test]
+    fn a_value_out_of_range_or_of_another_type_is_refused() {
+        for (name, key, value) in [
+            ("vradam", "lr", Value::from(0.0)),
+            ("vradam", "lr", f64::INFINITY.into()),
+            ("vradam", "lr", f64::NAN.into()),
+            ("vradam", "beta1", 1.0.into()),
+            ("vradam", "beta2", (-0.1).into()),
+            ("vradam", "eps", 0.0.into()),
+            ("vradam", "weight_decay", (-1.0).into()),
+            ("vradam", "beta3", f64::INFINITY.into()),
+            ("vradam", "gate_power", 0.0.into()),
+            ("vradam", "gate_source", "momentum".into()),
+            ("vradam", "gate_scope", true.into()),
+            ("vradam", "lr", "fast".into()),
+            ("sgd", "nesterov", 1.0.into()),
+            ("sophiag", "hessian_every", 2.5.into()),
+            ("sophiag", "hessian_every", 0.0.into()),
+        ] {
+            let message = refusal(name, &[(key, value.clone())]);
+            assert!(message.contains(key) && message.contains("it takes"), "{message}");
+        }
+        assert!(refusal("adamw", &[("lr", 1.0.into()), ("lr", 2.0.into())]).contains("twice"));
+    }
+
+    #[test]
+    fn a_key_that_would_do_nothing_is_refused() {
+        assert!(refusal("lion", &[("beta3", 3.0.into())]).contains("without gate = true"));
+        assert!(refusal("vradam", &[("sam_rho", 0.1.into())]).contains("without sam = true"));
+        assert!(refusal("vradam", &[("alpha1", 3.0.into()), ("gate", false.into())]).contains("without gate = true"));
+        assert!(parse("lion", &[("beta3", 3.0.into()), ("gate", true.into())]).is_ok());
     }
 }

@@ -3,7 +3,8 @@
 //! A buffer is cut into chunks of a fixed size, every chunk sums in a fixed number of f64 lanes, and the chunks' sums
 //! are added in their order. So the bits depend on neither the number of threads nor the instruction set: the inner
 //! loops are written once, are compiled for AVX-512, AVX2 and the portable baseline, and use no fused multiply-add
-//! (a product of two f32 is exact in f64, so the sums would not change by it).
+//! (a product of two f32 is exact in f64, so the sums would not change by it). What the update pass writes, it has just
+//! read, so stores around the cache would save nothing.
 
 use rayon::prelude::*;
 use std::array;
@@ -113,7 +114,9 @@ for_every_level! {
 
 /// Lanes to one number, in a fixed tree.
 #[inline(always)]
-fn total(mut lanes: [f64; LANES]) -> f64 {
+fn total(lanes: [f64; LANES]) -> f64 {
+    // Hidden from the compiler, which would otherwise cut the loop's vectors to the shape of this tree.
+    let mut lanes = std::hint::black_box(lanes);
     let mut half = LANES / 2;
     while half > 0 {
         for lane in 0..half {
@@ -132,30 +135,31 @@ fn padded(tail: &[f32]) -> [f32; LANES] {
     block
 }
 
+/// Adds the products of two blocks to the lanes' sums. A product of two f32 is exact in f64.
+#[inline(always)]
+fn add_products(sums: &mut [f64; LANES], a: &[f32; LANES], b: &[f32; LANES]) {
+    for lane in 0..LANES {
+        sums[lane] += f64::from(a[lane]) * f64::from(b[lane]);
+    }
+}
+
 #[inline(always)]
 fn reduce_body(gradient: &[f32], velocity: Option<&[f32]>) -> Sums {
     let (blocks, tail) = gradient.as_chunks::<LANES>();
-    let mut squares = [0.0f64; LANES];
-    let mut add = |block: &[f32; LANES]| {
-        for lane in 0..LANES {
-            squares[lane] += f64::from(block[lane]) * f64::from(block[lane]);
+    let (mut squares, mut products) = ([0.0f64; LANES], [0.0f64; LANES]);
+    if let Some(velocity) = velocity {
+        let (velocity_blocks, velocity_tail) = velocity.as_chunks::<LANES>();
+        for (block, velocity) in blocks.iter().zip(velocity_blocks) {
+            add_products(&mut squares, block, block);
+            add_products(&mut products, block, velocity);
         }
-    };
-    let Some(velocity) = velocity else {
-        blocks.iter().for_each(&mut add);
-        add(&padded(tail));
-        return Sums { gradient_sq: total(squares), velocity_gradient: 0.0 };
-    };
-    let (velocity_blocks, velocity_tail) = velocity.as_chunks::<LANES>();
-    let mut products = [0.0f64; LANES];
-    let mut add_both = |block: &[f32; LANES], velocity: &[f32; LANES]| {
-        add(block);
-        for lane in 0..LANES {
-            products[lane] += f64::from(block[lane]) * f64::from(velocity[lane]);
+        add_products(&mut products, &padded(tail), &padded(velocity_tail));
+    } else {
+        for block in blocks {
+            add_products(&mut squares, block, block);
         }
-    };
-    blocks.iter().zip(velocity_blocks).for_each(|(block, velocity)| add_both(block, velocity));
-    add_both(&padded(tail), &padded(velocity_tail));
+    }
+    add_products(&mut squares, &padded(tail), &padded(tail));
     Sums { gradient_sq: total(squares), velocity_gradient: total(products) }
 }
 
@@ -200,9 +204,7 @@ fn update_body<const N: usize, R: Rule<N>>(
     for (index, (gradient, weight)) in gradient_blocks.iter().zip(weight_blocks).enumerate() {
         let before: [[f32; LANES]; N] = array::from_fn(|k| state_blocks[k][index]);
         let (new_weight, after) = apply_block(rule, gradient, weight, &before);
-        for lane in 0..LANES {
-            sums[lane] += f64::from(after[0][lane]) * f64::from(after[0][lane]);
-        }
+        add_products(&mut sums, &after[0], &after[0]);
         *weight = new_weight;
         for k in 0..N {
             state_blocks[k][index] = after[k];
@@ -215,9 +217,9 @@ fn update_body<const N: usize, R: Rule<N>>(
     for (tail, block) in state_tails.iter_mut().zip(&after) {
         tail.copy_from_slice(&block[..rest]);
     }
-    for lane in 0..rest {
-        sums[lane] += f64::from(after[0][lane]) * f64::from(after[0][lane]);
-    }
+    // What a rule makes of the filling must not count.
+    let kept = padded(&after[0][..rest]);
+    add_products(&mut sums, &kept, &kept);
     total(sums)
 }
 
@@ -327,4 +329,92 @@ pub(super) fn update<const N: usize, R: Rule<N>>(
         |work: Work<N>| (work.place, update_chunk(level, ranges[work.place].1, work.gradient, work.weight, work.state));
     let parts: Vec<_> = work.into_par_iter().map(part).collect();
     by_range(ranges.len(), &parts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::{Stream, fill_normal, generator};
+
+    /// A rule that divides, takes roots and compares, and makes something of nothing.
+    #[derive(Clone, Copy)]
+    struct Mixed(f32);
+
+    impl Rule<2> for Mixed {
+        #[inline(always)]
+        fn apply(self, gradient: f32, weight: f32, [first, second]: [f32; 2]) -> (f32, [f32; 2]) {
+            let first = 0.9 * first + 0.1 * gradient + 0.01;
+            let second = 0.99 * second + 0.01 * (gradient * gradient);
+            let sign = if first > 0.0 { 1.0 } else { -1.0 };
+            (weight - self.0 * (first / (second.sqrt() + 1e-8)).abs().min(0.7) * sign, [first, second])
+        }
+    }
+
+    fn random(len: usize, seed: u64) -> Vec<f32> {
+        let mut numbers = vec![0.0; len];
+        fill_normal(&mut generator(seed, Stream::Init), 1.0, &mut numbers);
+        numbers
+    }
+
+    fn close(a: f64, b: f64) -> bool {
+        (a - b).abs() <= 1e-12 * b.abs().max(1.0)
+    }
+
+    #[test]
+    fn every_instruction_set_gives_the_same_bits() {
+        println!("levels here: {:?}", Level::available());
+        for len in [0, 1, 15, 16, 17, 333, CHUNK + 3, 2 * CHUNK + 77] {
+            let (gradient, weight) = (random(len, 1), random(len, 2));
+            let (first, second) = (random(len, 3), random(len, 4).iter().map(|x| x * x).collect::<Vec<_>>());
+            let half = len / 2;
+            let places = [0..half, half..len];
+            let rules = [(0..half, Mixed(0.1)), (half..len, Mixed(0.2))];
+            let run = |level: Level| {
+                let mut all = [weight.clone(), first.clone(), second.clone()];
+                let [w, a, b] = &mut all;
+                let with = reduce(level, &places, &gradient, Some(&first));
+                let without = reduce(level, &places, &gradient, None);
+                let measures = [Measure::Velocity { power: 2.0 }, Measure::Gradient { scale: 0.3, power: 1.5 }];
+                let ahead = measures.map(|measure| predict(level, &rules, measure, &gradient, w, [&a[..], &b[..]]));
+                let sums = update(level, &rules, &gradient, w, [a, b]);
+                for group in [0, 1] {
+                    assert_eq!(with[group].gradient_sq.to_bits(), without[group].gradient_sq.to_bits());
+                    assert!(close(ahead[0][group], sums[group]), "{ahead:?} {sums:?}");
+                }
+                let sums: Vec<u64> = sums.iter().chain(ahead.iter().flatten()).map(|x| x.to_bits()).collect();
+                (all.map(|part| part.iter().map(|x| x.to_bits()).collect::<Vec<_>>()), sums, with)
+            };
+            let portable = run(Level::Portable);
+            for level in Level::available() {
+                assert!(run(level) == portable, "{level:?}, {len} elements");
+            }
+        }
+    }
+
+    #[test]
+    fn the_passes_do_what_a_plain_loop_does_and_leave_alone_what_no_range_covers() {
+        let len = CHUNK + 1000;
+        let (gradient, weight, first) = (random(len, 1), random(len, 2), random(len, 3));
+        let second: Vec<f32> = random(len, 4).iter().map(|x| x * x).collect();
+        let ranges = [5..40, 40..41, 100..CHUNK + 177];
+        let sums = reduce(Level::best(), &ranges, &gradient, Some(&first));
+        let rules = ranges.clone().map(|range| (range.clone(), Mixed(range.start as f32 * 1e-3)));
+        let mut got = [weight.clone(), first.clone(), second.clone()];
+        let [w, a, b] = &mut got;
+        let squares = update(Level::best(), &rules, &gradient, w, [a, b]);
+        let mut expected = [weight.clone(), first.clone(), second.clone()];
+        for (place, (range, rule)) in rules.iter().enumerate() {
+            let (mut gg, mut vg, mut vv) = (0.0, 0.0, 0.0);
+            for i in range.clone() {
+                gg += f64::from(gradient[i]).powi(2);
+                vg += f64::from(gradient[i]) * f64::from(first[i]);
+                let (new, [v, m]) = rule.apply(gradient[i], weight[i], [first[i], second[i]]);
+                (expected[0][i], expected[1][i], expected[2][i]) = (new, v, m);
+                vv += f64::from(v).powi(2);
+            }
+            let sums = sums[place];
+            assert!(close(sums.gradient_sq, gg) && close(sums.velocity_gradient, vg) && close(squares[place], vv));
+        }
+        assert!(got == expected);
+    }
 }

@@ -10,6 +10,7 @@ pub mod config;
 mod elementwise;
 mod gate;
 mod kernel;
+mod keys;
 mod lion;
 mod muon;
 mod nadam;
@@ -194,6 +195,8 @@ pub enum OptimError {
     BadInput { what: &'static str, value: f64 },
     #[error("the optimizer's saved state does not fit: {0}. Resume with the optimizer and the model that wrote it")]
     State(String),
+    #[error("the optimizers have kernels for the CPU alone, not for {0}; set train.device = \"cpu\"")]
+    Device(String),
     #[error("the optimizer's second pass over the batch failed")]
     SecondPass(#[source] anyhow::Error),
     #[error("the optimizer could not reach its storages")]

@@ -271,3 +271,91 @@ impl Optimizer for Muon {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::params::ParameterSpec;
+    use crate::random::{Stream, fill_normal, generator};
+
+    fn spec(name: &str, shape: &[usize], decays: bool) -> ParameterSpec {
+        ParameterSpec { name: name.into(), shape: shape.to_vec(), decays }
+    }
+
+    /// X X' of the short side in f64.
+    fn gram(x: &[f32], rows: usize, columns: usize) -> Vec<f64> {
+        let at = |i: usize, p: usize| f64::from(if rows <= columns { x[i * columns + p] } else { x[p * columns + i] });
+        let (small, large) = (rows.min(columns), rows.max(columns));
+        let entry = |i: usize, j: usize| (0..large).map(|p| at(i, p) * at(j, p)).sum::<f64>();
+        (0..small * small).map(|place| entry(place / small, place % small)).collect()
+    }
+
+    /// The iteration acts on each singular value alone: s <- a s + b s^3 + c s^5. On a matrix with known singular
+    /// vectors that is an outside truth for every shape.
+    #[test]
+    fn orthogonalizing_maps_each_singular_value_by_the_quintic_and_keeps_the_vectors() {
+        for (rows, columns) in [(3, 3), (3, 7), (7, 3), (1, 5), (5, 1)] {
+            let small = rows.min(columns);
+            let singular: Vec<f64> = (0..small).map(|i| 1.0 / (1.0 + 2.0 * i as f64)).collect();
+            // Singular vectors: a rotation of the first two axes on each side.
+            let (sin, cos) = 0.6f64.sin_cos();
+            let turn = |i: usize, j: usize, n: usize| match (i, j) {
+                (0, 0) | (1, 1) if n > 1 => cos,
+                (0, 1) if n > 1 => -sin,
+                (1, 0) if n > 1 => sin,
+                _ => f64::from(u8::from(i == j)),
+            };
+            let build = |values: &[f64]| {
+                let entry = |i: usize, j: usize| {
+                    (0..small).map(|k| turn(i, k, rows) * values[k] * turn(j, k, columns)).sum::<f64>()
+                };
+                (0..rows * columns).map(|place| entry(place / columns, place % columns)).collect::<Vec<f64>>()
+            };
+            let mut x: Vec<f32> = build(&singular).iter().map(|&x| x as f32).collect();
+            orthogonalize(&mut x, rows, columns);
+            let norm = singular.iter().map(|s| s * s).sum::<f64>().sqrt();
+            let mapped = singular.iter().map(|s| {
+                (0..ITERATIONS).fold(s / (norm + 1e-7), |s, _| 3.4445 * s - 4.7750 * s.powi(3) + 2.0315 * s.powi(5))
+            });
+            let expected = build(&mapped.collect::<Vec<f64>>());
+            let worst = x.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
+            assert!(worst < 2e-5, "{rows}x{columns}: {worst:e}");
+        }
+    }
+
+    #[test]
+    fn a_random_matrix_becomes_nearly_orthonormal_on_its_short_side() {
+        for (rows, columns) in [(16, 16), (16, 50), (50, 16)] {
+            let mut x = vec![0.0f32; rows * columns];
+            fill_normal(&mut generator(5, Stream::Init), 0.02, &mut x);
+            orthogonalize(&mut x, rows, columns);
+            let small = rows.min(columns);
+            let trace: f64 = (0..small).map(|i| gram(&x, rows, columns)[i * small + i]).sum();
+            // The mean of the squared singular values; each is between about 0.7^2 and 1.2^2, save those near zero.
+            assert!((0.5..1.4).contains(&(trace / small as f64)), "{rows}x{columns}: {trace}");
+        }
+    }
+
+    #[test]
+    fn hidden_matrices_are_told_apart_from_embeddings_head_norms_and_biases() {
+        let layout = Layout::new(vec![
+            spec("wte.weight", &[10, 4], true),
+            spec("h.0.mlp.c_fc.weight", &[4, 16], true),
+            spec("h.0.mlp.c_fc.bias", &[16], false),
+            spec("layers.0.self_attn.q_proj.weight", &[4, 4], true),
+            spec("embed_tokens.weight", &[10, 4], true),
+            spec("lm_head.weight", &[10, 4], true),
+        ]);
+        let kinds: Vec<_> = layout.parameters().iter().map(kind).collect();
+        use Kind::{Hidden, Rest};
+        assert_eq!(kinds, [Rest, Hidden, Hidden, Rest, Rest, Rest]);
+        let segments = segments(&layout);
+        let ends: Vec<_> = segments.iter().map(|s| (s.range.start, s.range.end, s.kind, s.decays)).collect();
+        assert_eq!(
+            ends,
+            [(0, 64, Rest, true), (64, 192, Hidden, true), (192, 320, Rest, true), (320, 384, Rest, false)]
+        );
+        // c_fc is stored [in, out]: 16 outputs of 4 inputs.
+        assert_eq!(scale(&layout.parameters()[1]), 2.0);
+    }
+}

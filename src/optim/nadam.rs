@@ -3,7 +3,7 @@
 //!     mu_t = b1 (1 - 0.96^(t psi) / 2);  P_t = mu_1 mu_2 ... mu_t
 //!     theta -= eta [(1-mu_t) g / (1-P_t) + mu_{t+1} v / (1-P_t mu_{t+1})] / (sqrt(m / (1-b2^t)) + eps)
 //!
-//! with Adam's moving averages v and m. P_t is part of the state.
+//! with Adam's moving averages v and m. P_t is part of the state, and is rounded to f32 in every step, as PyTorch's is.
 
 use super::adam::{Decay, correction};
 use super::elementwise::{At, Blend, Method, Prepared};
@@ -23,6 +23,11 @@ pub(super) struct NAdam {
 /// mu_t
 pub(super) fn momentum(beta1: f64, psi: f64, step: u64) -> f64 {
     beta1 * (1.0 - 0.5 * 0.96f64.powf(step as f64 * psi))
+}
+
+/// P_t from P_{t-1} and mu_t.
+pub(super) fn next_product(product: f64, momentum: f64) -> f64 {
+    f64::from(product as f32 * momentum as f32)
 }
 
 #[derive(Clone, Copy)]
@@ -65,7 +70,7 @@ impl Method<2> for NAdam {
     fn rule(&self, at: &At) -> NAdamRule {
         let now = momentum(self.beta1, self.psi, at.step);
         let next = momentum(self.beta1, self.psi, at.step + 1);
-        let product = self.product * now;
+        let product = next_product(self.product, now);
         NAdamRule {
             prepared: self.decay.prepare(at),
             beta1: self.beta1 as f32,
@@ -88,6 +93,6 @@ impl Method<2> for NAdam {
     }
 
     fn advance(&mut self, step: u64) {
-        self.product *= momentum(self.beta1, self.psi, step);
+        self.product = next_product(self.product, momentum(self.beta1, self.psi, step));
     }
 }

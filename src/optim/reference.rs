@@ -2,8 +2,9 @@
 //!
 //! Nothing here is fast, shared with the kernels, or aware of chunks, flat storages and one-pass sums.
 
-use super::config::{Name, OptimizerConfig};
+use super::config::OptimizerConfig;
 use super::gate::{GateScope, GateSource, gate};
+use super::keys::Name;
 
 /// The state of a reference run; one number of each for every weight.
 #[derive(Clone, Debug, PartialEq)]
@@ -103,7 +104,8 @@ pub fn step(
     // The weights.
     let mu = |t: f64| n("beta1") * (1.0 - 0.5 * 0.96f64.powf(t * n("psi")));
     if name == Name::NAdam {
-        state.product *= mu(t);
+        // An f32 product of f32 factors, as PyTorch's.
+        state.product = f64::from(state.product as f32 * mu(t) as f32);
     }
     for i in 0..weights.len() {
         let eta = eta[usize::from(!decays[i])];

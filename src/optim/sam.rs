@@ -10,10 +10,19 @@ use super::kernel::{self, Level};
 use super::{GradientSource, Labels, OptimError, Optimizer, OptimizerState, StepInput, StepReport};
 use super::{groups, non_finite};
 use crate::params::{ParameterStore, slice, slice_mut};
+use rayon::prelude::*;
 
 pub(super) struct Sam {
-    pub rho: f64,
-    pub inner: Box<dyn Optimizer>,
+    rho: f64,
+    inner: Box<dyn Optimizer>,
+    /// theta while the second pass runs at theta + e; kept for its memory alone.
+    saved: Vec<f32>,
+}
+
+impl Sam {
+    pub fn new(rho: f64, inner: Box<dyn Optimizer>) -> Self {
+        Self { rho, inner, saved: Vec::new() }
+    }
 }
 
 impl Optimizer for Sam {
@@ -31,15 +40,19 @@ impl Optimizer for Sam {
             return Err(non_finite(store));
         }
         let scale = (self.rho * input.gradient_scale / (norm + 1e-12)) as f32;
-        let saved = slice(store.weights(), <[f32]>::to_vec)?;
+        self.saved.resize(store.layout().len(), 0.0);
         slice(store.gradients(), |gradients| {
             slice_mut(store.weights(), |weights| {
-                weights.iter_mut().zip(gradients).for_each(|(weight, gradient)| *weight += scale * gradient);
+                let saved = self.saved.par_iter_mut();
+                saved.zip(weights.par_iter_mut().zip(gradients)).for_each(|(saved, (weight, gradient))| {
+                    *saved = *weight;
+                    *weight += scale * gradient;
+                });
             })
         })??;
         // The weights come back before anything can fail.
         let pass = gradients.recompute(store, Labels::Data);
-        slice_mut(store.weights(), |weights| weights.copy_from_slice(&saved))?;
+        slice_mut(store.weights(), |weights| weights.copy_from_slice(&self.saved))?;
         pass.map_err(OptimError::SecondPass)?;
         self.inner.step(store, input, gradients)
     }

@@ -14,6 +14,7 @@ use super::{GradientSource, Labels, OptimError, Optimizer, OptimizerState, StepI
 use super::{groups, lion::sign, non_finite};
 use crate::params::{Layout, ParameterStore, slice, slice_mut};
 use candle_core::Device;
+use rayon::prelude::*;
 use std::sync::Arc;
 
 pub(super) struct Sophia {
@@ -105,10 +106,10 @@ impl SophiaG {
         let scale = gradient_scale as f32;
         slice_mut(store.gradients(), |gradients| {
             slice_mut(&self.inner.states()[1], |hessian| {
-                for (hessian, gradient) in hessian.iter_mut().zip(gradients.iter()) {
+                hessian.par_iter_mut().zip(&*gradients).for_each(|(hessian, gradient)| {
                     let sampled = scale * gradient;
                     *hessian = keep * *hessian + take * (sampled * sampled);
-                }
+                });
             })?;
             gradients.copy_from_slice(&saved);
             Ok::<_, candle_core::Error>(())

@@ -164,7 +164,7 @@ fn closed_loops() -> Vec<(&'static str, String, OptimizerConfig, Option<f64>)> {
         for (method, lr) in [
             ("vradam", 0.02),
             ("adamw", 0.02),
-            ("radam", 0.02),
+            ("radam", 2e-4),
             ("nadam", 0.02),
             ("rmsprop", 0.001),
             ("lion", 0.001),
@@ -175,7 +175,12 @@ fn closed_loops() -> Vec<(&'static str, String, OptimizerConfig, Option<f64>)> {
             loops.push((problem, format!("{problem}_{recorded}"), with(method, lr), None));
         }
     }
-    loops.push(("quad5", "quad5_sam_sgd_rho0p05_lr0p05_m0p9".into(), with("sgd", 0.05), Some(0.05)));
+    loops.push((
+        "quad5",
+        "quad5_sam_sgd_rho0p05_lr0p05_m0p9".into(),
+        config("sgd", &[("lr", 0.05.into()), ("nesterov", false.into())]),
+        Some(0.05),
+    ));
     loops.push(("rosenbrock", "rosenbrock_sam_adamw_rho0p05_lr0p02".into(), with("adamw", 0.02), Some(0.05)));
     loops
 }

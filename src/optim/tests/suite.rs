@@ -133,9 +133,9 @@ fn any_number_of_threads_gives_the_same_bits() {
 fn without_beta3_vradam_is_adamw_bit_for_bit() {
     let layout = odd_layout();
     let decay = ("weight_decay", Value::from(0.1));
-    let mut adamw = Run::new(&config("adamw", &[decay.clone()]), &layout);
+    let mut adamw = Run::new(&config("adamw", std::slice::from_ref(&decay)), &layout);
     adamw.steps(0..10);
-    for keys in [&[("beta3", 0.0.into())], &[("alpha1", 0.0.into())]] {
+    for keys in [&[("beta3", 0.0.into())], &[("alpha1", 0.0.into())], &[("gate", false.into())]] {
         let mut vradam = Run::new(&config("vradam", &[keys, &[decay.clone()][..]].concat()), &layout);
         vradam.steps(0..10);
         assert_eq!(vradam.bits(), adamw.bits());
@@ -221,6 +221,7 @@ fn a_zero_gradient_moves_nothing_but_what_decays_and_decay_is_applied_once() {
         let mut keys: Vec<_> = config.resolved().iter().map(|(key, value)| (key.to_string(), value.clone())).collect();
         keys.iter_mut().filter(|(key, _)| key == "weight_decay").for_each(|(_, value)| *value = 0.25.into());
         keys.iter_mut().filter(|(key, _)| key == "lr").for_each(|(_, value)| *value = 0.125.into());
+        keys.iter_mut().filter(|(key, _)| key == "adamw_lr").for_each(|(_, value)| *value = 0.125.into());
         let config = OptimizerConfig::from_keys(config.name(), &keys).unwrap();
         let mut run = Run::new(&config, &layout);
         let before = numbers(run.store.weights());
@@ -295,10 +296,8 @@ fn a_state_of_another_optimizer_or_model_is_refused_and_the_old_one_stays() {
     run.steps(0..3);
     let before = run.bits();
     let good = through_a_checkpoint(&run.optimizer.state());
-    let mut bad = vec![];
-    bad.push(Run::new(&config("lion", &[]), &layout).optimizer.state());
-    bad.push(Run::new(&config("nadam", &[]), &layout).optimizer.state());
-    bad.push(Run::new(&config("rmsprop", &[]), &layout).optimizer.state());
+    let mut bad =
+        ["lion", "nadam", "rmsprop"].map(|name| Run::new(&config(name, &[]), &layout).optimizer.state()).to_vec();
     bad.push(Run::new(&config("vradam", &[]), &super::layout(&[("a", &[3], true)])).optimizer.state());
     for value in [f64::NAN, -1.0, 1.5] {
         let mut state = good.clone();
@@ -319,4 +318,62 @@ fn a_state_of_another_optimizer_or_model_is_refused_and_the_old_one_stays() {
     let own = run.optimizer.state();
     run.optimizer.load_state(&own).unwrap();
     assert_eq!(run.bits(), before);
+}
+
+/// Muon's step from its formula, in f64: momentum, the quintic on the matrix, scale and decay; AdamW for the rest.
+#[test]
+fn a_step_of_muon_is_its_formula_on_hidden_matrices_and_adamw_elsewhere() {
+    let layout = layout(&[("wte", &[7, 3], true), ("h.mlp.up_proj.weight", &[6, 3], true), ("ln.weight", &[3], false)]);
+    let (lr, gate) = (0.02, Value::from(true));
+    let muon = config("muon", &[("weight_decay", 0.1.into()), ("gate", gate), ("beta3", 2.0.into())]);
+    let adamw = config("adamw", &[("weight_decay", 0.1.into()), ("beta2", 0.95.into()), ("lr", 3e-4.into())]);
+    let mut run = Run::new(&muon, &layout);
+    let hidden = layout.parameters()[1].range();
+    let member = |i: usize| layout.parameters().iter().any(|p| p.range().contains(&i));
+    let decays: Vec<bool> = (0..layout.len()).map(|i| i < layout.decayed_len()).collect();
+    let mut weights: Vec<f64> = numbers(run.store.weights()).iter().map(|&x| f64::from(x)).collect();
+    let mut rest = ReferenceState::new(weights.len());
+    let mut velocity = vec![0.0; hidden.len()];
+    for step in 0..3 {
+        let raw = random_flat(&layout, 40 + step, 0.1);
+        set_gradients(&run.store, &raw);
+        let step_input = StepInput { scheduled_lr: lr, gradient_scale: 1.0, grad_clip: None };
+        let report = run.optimizer.step(&mut run.store, &step_input, &mut crate::optim::NoSecondPass).unwrap();
+        let gradient: Vec<f64> = raw.iter().map(|&g| f64::from(g)).collect();
+        let own = &gradient[hidden.clone()];
+        velocity.iter_mut().zip(own).for_each(|(v, g)| *v = 0.95 * *v + 0.05 * g);
+        let mut others = gradient.clone();
+        others[hidden.clone()].fill(0.0);
+        let mut q: f64 = velocity.iter().map(|v| v * v).sum();
+        let mut look_ahead = rest.clone();
+        q += reference::step(&adamw, &mut look_ahead, 1.0, &others, None, 1.0, &mut weights.clone(), &decays).1;
+        let eta = lr / (1.0 + (2.0 * q).min(10.0));
+        assert!((report.eta - eta).abs() < 1e-6 * eta && (report.velocity_sq - q).abs() < 1e-6 * q, "{report:?} {q}");
+        // The rest first: its reference also decays the hidden matrix, which is put back.
+        let before = weights[hidden.clone()].to_vec();
+        reference::step(&adamw, &mut rest, eta * 3e-4 / 0.02, &others, None, 1.0, &mut weights, &decays);
+        // Six rows of three: the Gram matrix is X'X.
+        let mut x: Vec<f64> = velocity.iter().zip(own).map(|(v, g)| 0.05 * g + 0.95 * v).collect();
+        let norm = x.iter().map(|x| x * x).sum::<f64>().sqrt() + 1e-7;
+        x.iter_mut().for_each(|x| *x /= norm);
+        for _ in 0..5 {
+            let product =
+                |a: &dyn Fn(usize, usize) -> f64, b: &dyn Fn(usize, usize) -> f64, rows: usize, inner: usize| {
+                    let entry = |place: usize| (0..inner).map(|p| a(place / 3, p) * b(p, place % 3)).sum::<f64>();
+                    (0..rows * 3).map(entry).collect::<Vec<f64>>()
+                };
+            let gram = product(&|i, p| x[p * 3 + i], &|p, j| x[p * 3 + j], 3, 6);
+            let square = product(&|i, p| gram[i * 3 + p], &|p, j| gram[p * 3 + j], 3, 3);
+            let b: Vec<f64> = gram.iter().zip(&square).map(|(g, s)| -4.7750 * g + 2.0315 * s).collect();
+            let moved = product(&|i, p| x[i * 3 + p], &|p, j| b[p * 3 + j], 6, 3);
+            x.iter_mut().zip(moved).for_each(|(x, moved)| *x = 3.4445 * *x + moved);
+        }
+        let scale = 2f64.sqrt();
+        for ((weight, before), x) in weights[hidden.clone()].iter_mut().zip(before).zip(&x) {
+            *weight = before * (1.0 - eta * 0.1) - eta * scale * x;
+        }
+        for (i, (&got, &expected)) in numbers(run.store.weights()).iter().zip(&weights).enumerate() {
+            assert!(!member(i) || (f64::from(got) - expected).abs() < 2e-6, "step {step}, {i}: {got} {expected}");
+        }
+    }
 }
