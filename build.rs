@@ -42,8 +42,11 @@ fn compile(nvcc: &Path, source: &Path, out: &Path) -> Result<(), String> {
     command.args(["-ptx", "-O3", "--std=c++17", "-lineinfo", "-fmad=false", "-Werror", "all-warnings"]);
     command.arg(format!("-arch={ARCHITECTURE}")).arg("-o").arg(&target).arg(source);
     let status = command.status().map_err(|e| {
-        format!("cannot run {}: {e}. The cuda feature needs the CUDA toolkit: set NVCC or CUDA_HOME, or run \
-                 scripts/cuda-setup.sh and source the env.sh that it writes", nvcc.display())
+        format!(
+            "cannot run {}: {e}. The cuda feature needs the CUDA toolkit: set NVCC or CUDA_HOME, or run \
+                 scripts/cuda-setup.sh and source the env.sh that it writes",
+            nvcc.display()
+        )
     })?;
     if status.success() { Ok(()) } else { Err(format!("{} failed on {}", nvcc.display(), source.display())) }
 }
