@@ -218,11 +218,9 @@ fn run(command: Command) -> anyhow::Result<Ending> {
             json: args.json,
         }),
         Command::Doctor(args) => doctor::run(args.json),
-        Command::Plan(args) => plan::run(&plan::Options {
-            config: config(args.config),
-            tokens_per_s: args.tokens_per_s,
-            json: args.json,
-        }),
+        Command::Plan(args) => {
+            plan::run(&plan::Options { config: config(args.config), tokens_per_s: args.tokens_per_s, json: args.json })
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! `vrtrain doctor`: what this machine offers to a run, and what would stop one.
 
 use super::{Ending, print_json};
-use crate::hub::Hub;
+use crate::data::TextTokenizer;
+use crate::hub::{Hub, Mode, RepoId, RepoKind};
 use crate::ops::product::{Into, Operand, Size, Threads, multiply};
 use crate::train::GIB;
 use anyhow::Result;
@@ -94,12 +95,18 @@ pub fn measured_flops_per_s() -> f64 {
 
 fn threads() -> Check {
     let speed = measured_flops_per_s() / 1e9;
-    let finding = format!("{} (RAYON_NUM_THREADS changes it); products at {speed:.0} GFLOP/s in f32", rayon::current_num_threads());
+    let finding = format!(
+        "{} (RAYON_NUM_THREADS changes it); products at {speed:.0} GFLOP/s in f32",
+        rayon::current_num_threads()
+    );
     check("threads", Verdict::Good, finding)
 }
 
 fn memory() -> Check {
-    let mut system = sysinfo::System::new();
+    let mut system = match sysinfo::System::new() {
+        Ok(system) => system,
+        Err(error) => return check("memory", Verdict::Note, format!("not known: {error}")),
+    };
     system.refresh_memory();
     let (available, total) = (system.available_memory() as f64 / GIB, system.total_memory() as f64 / GIB);
     let verdict = if available < 1.0 { Verdict::Note } else { Verdict::Good };
@@ -111,11 +118,13 @@ fn cache() -> Check {
         Ok(hub) => hub,
         Err(error) => return check("cache", Verdict::Bad, format!("{error}")),
     };
-    let folder = hub.cache_folder();
+    let folder = &hub.settings().home;
     let writable = std::fs::create_dir_all(folder).and_then(|()| tempfile::tempfile_in(folder));
     match writable {
         Ok(_) => check("cache", Verdict::Good, format!("{} is writable", folder.display())),
-        Err(error) => check("cache", Verdict::Bad, format!("{} is not writable: {error}; set HF_HOME", folder.display())),
+        Err(error) => {
+            check("cache", Verdict::Bad, format!("{} is not writable: {error}; set HF_HOME", folder.display()))
+        }
     }
 }
 
@@ -124,27 +133,33 @@ fn hub() -> Check {
         Ok(hub) => hub,
         Err(error) => return check("hub", Verdict::Bad, format!("{error}")),
     };
-    if hub.is_offline() {
+    if hub.settings().mode == Mode::Offline {
         return check("hub", Verdict::Note, "HF_HUB_OFFLINE is set: only what is cached can be used");
     }
-    match hub.ping() {
-        Ok(()) => check("hub", Verdict::Good, format!("{} answers", hub.endpoint())),
-        Err(error) => check("hub", Verdict::Note, format!("{} does not answer: {error}", hub.endpoint())),
+    let endpoint = &hub.settings().endpoint;
+    let answer = RepoId::parse(RepoKind::Model, "openai-community/gpt2").and_then(|repo| hub.list(&repo));
+    match answer {
+        Ok(_) => check("hub", Verdict::Good, format!("{endpoint} answers")),
+        Err(error) => check("hub", Verdict::Note, format!("{endpoint}: {error}")),
     }
 }
 
 fn token() -> Check {
     match Hub::from_env() {
-        Ok(hub) if hub.has_token() => check("token", Verdict::Good, "a Hugging Face token is set"),
+        Ok(hub) if hub.settings().token_source().is_some() => {
+            check("token", Verdict::Good, "a Hugging Face token is set")
+        }
         _ => check("token", Verdict::Note, "no HF_TOKEN and no token file: gated repositories will refuse"),
     }
 }
 
 fn tokenizer() -> Check {
     let text = "Tom buys 6*4=<<6*4=24>>24 apples. \u{1f34e}";
-    let outcome = crate::quickstart::train_tokenizer(&[text.to_owned()]).and_then(|tokenizer| {
-        let ids = tokenizer.encode(text, false).map_err(|error| anyhow::anyhow!("{error}"))?;
-        tokenizer.decode(ids.get_ids(), false).map_err(|error| anyhow::anyhow!("{error}"))
+    let outcome = crate::quickstart::corpus::generate(1, 2000, 0).map_err(anyhow::Error::from).and_then(|corpus| {
+        let documents: Vec<String> = corpus.training.iter().map(|problem| problem.document()).collect();
+        let trained = crate::quickstart::tokenizer::train(documents.iter().map(String::as_str))?;
+        let tokenizer = TextTokenizer::new(trained, crate::quickstart::tokenizer::END_OF_TEXT_ID)?;
+        tokenizer.decode(&tokenizer.encode(text)?)
     });
     match outcome {
         Ok(again) if again == text => check("tokenizer", Verdict::Good, "a byte-level BPE trains and round-trips"),

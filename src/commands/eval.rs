@@ -31,13 +31,16 @@ pub fn run(options: &Options) -> Result<Ending> {
     let context = target.config.n_positions;
     let window = options.window.unwrap_or(context.min(DEFAULT_WINDOW));
     if window == 0 || window > context {
-        return Err(ConfigError::flag("--window", format!("the window must be between 1 and the context, {context}")).into());
+        return Err(
+            ConfigError::flag("--window", format!("the window must be between 1 and the context, {context}")).into()
+        );
     }
     if !options.data.exists() {
         return Err(ConfigError::flag("--data", format!("there is no file {}", options.data.display())).into());
     }
     let tokenizer = target.tokenizer()?;
-    let documents = documents_as_ids(&options.data, &options.text_column, tokenizer.as_ref(), target.config.vocab_size)?;
+    let documents =
+        documents_as_ids(&options.data, &options.text_column, tokenizer.as_ref(), target.config.vocab_size)?;
     let store = target.load()?;
     let mut engine = Engine::gpt2(&target.config, store.layout(), &Device::Cpu, Recompute::None);
     let (mut total, mut left) = (LossSum::default(), options.max_tokens.unwrap_or(u64::MAX));

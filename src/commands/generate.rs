@@ -4,7 +4,9 @@ use super::target::Target;
 use super::{Ending, print_json};
 use crate::config::{ConfigError, Recompute};
 use crate::data::TextTokenizer;
-use crate::generate::{End, Flow, Limits, Sampler, SamplingOptions, Scanned, SpecialTokens, StopScanner, TextStream, complete};
+use crate::generate::{
+    End, Flow, Limits, Sampler, SamplingOptions, Scanned, SpecialTokens, StopScanner, TextStream, complete,
+};
 use crate::model::gpt2::Gpt2Cpu;
 use crate::params::slice;
 use anyhow::{Context, Result};
@@ -32,12 +34,12 @@ pub fn run(options: &Options) -> Result<Ending> {
     let target = Target::open(&options.target)?;
     let tokenizer = target.tokenizer()?;
     let prompt = prompt_ids(options, tokenizer.as_ref())?;
-    let sampling =
-        SamplingOptions { temperature: options.temperature, top_k: options.top_k, top_p: options.top_p };
+    let sampling = SamplingOptions { temperature: options.temperature, top_k: options.top_k, top_p: options.top_p };
     let vocabulary = target.config.vocab_size;
     // Ids that the tokenizer cannot write are never drawn.
     let drawn = tokenizer.as_ref().map_or(vocabulary, |tokenizer| tokenizer.vocabulary_size().min(vocabulary));
-    let mut sampler = Sampler::new(sampling, drawn, options.seed).map_err(|error| ConfigError::flag("generate", error.to_string()))?;
+    let mut sampler = Sampler::new(sampling, drawn, options.seed)
+        .map_err(|error| ConfigError::flag("generate", error.to_string()))?;
     let mut output = Output::new(options, tokenizer.as_ref())?;
 
     let store = target.load()?;
@@ -92,7 +94,9 @@ struct Output<'a> {
 impl<'a> Output<'a> {
     fn new(options: &Options, tokenizer: Option<&'a TextTokenizer>) -> Result<Self> {
         if tokenizer.is_none() && !options.stop.is_empty() {
-            return Err(ConfigError::flag("--stop", "this model has no tokenizer, so there is no text to stop at").into());
+            return Err(
+                ConfigError::flag("--stop", "this model has no tokenizer, so there is no text to stop at").into()
+            );
         }
         let text = tokenizer.map(|tokenizer| {
             let scanner = StopScanner::new(options.stop.clone())
@@ -111,7 +115,7 @@ impl<'a> Output<'a> {
         let Some((stream, scanner)) = &mut self.text else { return Ok(Flow::Continue) };
         let piece = stream.push(token)?;
         match scanner.push(&piece) {
-            Scanned::Continue(text) => {
+            Scanned::More(text) => {
                 self.show(&text)?;
                 Ok(Flow::Continue)
             }
@@ -144,7 +148,7 @@ impl<'a> Output<'a> {
             let rest = stream.finish()?;
             match scanner.push(&rest) {
                 Scanned::Stopped(text) => self.show(&text)?,
-                Scanned::Continue(text) => {
+                Scanned::More(text) => {
                     self.show(&text)?;
                     let held = scanner.finish();
                     self.show(&held)?;

@@ -40,9 +40,7 @@ impl ConfigChoice {
     pub fn load(&self) -> Result<RunConfig, ConfigError> {
         match &self.file {
             Some(path) => RunConfig::load(path, &self.assignments),
-            None => {
-                RunConfig::from_toml(QUICKSTART, "the quickstart", "quickstart", Path::new(""), &self.assignments)
-            }
+            None => RunConfig::from_toml(QUICKSTART, "the quickstart", "quickstart", Path::new(""), &self.assignments),
         }
     }
 }

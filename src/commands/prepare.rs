@@ -105,7 +105,7 @@ fn optimizer(config: &mut RunConfig) -> Result<OptimizerConfig> {
     for (key, value) in &config.optimizer.keys {
         let value = match value {
             toml::Value::Boolean(truth) => Value::Bool(*truth),
-            toml::Value::String(text) => Value::Text(text.clone()),
+            toml::Value::String(text) => Value::Text(text.clone().into()),
             toml::Value::Integer(number) => Value::Number(*number as f64),
             toml::Value::Float(number) => Value::Number(*number),
             _ => bail!("`optimizer.{key}` has a type that no optimizer takes"),
@@ -120,7 +120,7 @@ fn optimizer(config: &mut RunConfig) -> Result<OptimizerConfig> {
         let value = match value {
             Value::Number(number) => toml::Value::Float(*number),
             Value::Bool(truth) => toml::Value::Boolean(*truth),
-            Value::Text(text) => toml::Value::String(text.clone()),
+            Value::Text(text) => toml::Value::String(text.to_string()),
         };
         ((*key).to_owned(), value)
     });
@@ -174,7 +174,8 @@ fn check_fit(config: &RunConfig, model: &Gpt2Config, vocabulary: Option<usize>) 
         && vocabulary > model.vocab_size
     {
         let key = if settings.is_set("model.vocab_size") { "model.vocab_size" } else { "tokenizer.source" };
-        let message = format!("the tokenizer has {vocabulary} tokens, the model only {} (`model.vocab_size`)", model.vocab_size);
+        let message =
+            format!("the tokenizer has {vocabulary} tokens, the model only {} (`model.vocab_size`)", model.vocab_size);
         return Err(settings.error(key, message).into());
     }
     if config.train.sequence_length > model.n_positions {
@@ -194,12 +195,7 @@ fn check_fit(config: &RunConfig, model: &Gpt2Config, vocabulary: Option<usize>) 
 }
 
 /// The length of the run in steps.
-fn steps(
-    config: &RunConfig,
-    data: &RunData,
-    tokenizer: Option<&TextTokenizer>,
-    model: &Gpt2Config,
-) -> Result<u64> {
+fn steps(config: &RunConfig, data: &RunData, tokenizer: Option<&TextTokenizer>, model: &Gpt2Config) -> Result<u64> {
     let train = &config.train;
     match train.duration {
         Duration::Steps(steps) => Ok(steps),
@@ -225,7 +221,8 @@ fn rows_of_an_epoch(
     if let DataSource::Files(sources) = &config.data.source
         && sources.iter().any(|source| matches!(source, Source::Hub(_)))
     {
-        let message = "`train.epochs` would need the whole data set counted first: give `train.steps` or `train.tokens`";
+        let message =
+            "`train.epochs` would need the whole data set counted first: give `train.steps` or `train.tokens`";
         return Err(config.settings.0.error("train.epochs", message).into());
     }
     let settings = setup::stream_settings(config, model.vocab_size);
@@ -251,4 +248,3 @@ fn schedule(config: &RunConfig, horizon: u64) -> Result<Schedule> {
         config.settings.0.error(&key, error.to_string()).into()
     })
 }
-

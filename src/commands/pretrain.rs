@@ -1,6 +1,7 @@
 //! `vrtrain pretrain`: resolve and check everything, then make the run folder and train.
 
 use super::prepare::{Prepared, TokenizerFiles, prepare};
+use super::setup;
 use super::target::model_folder;
 use super::{ConfigChoice, Ending, print_json, quickstart};
 use crate::config::{ConfigError, RunConfig, changed_mathematics};
@@ -11,8 +12,9 @@ use crate::model::gpt2::Gpt2Cpu;
 use crate::optim::Optimizer;
 use crate::params::{Layout, ParameterStore, on_cpu};
 use crate::train::checkpoint::{self, Checkpoints, State};
-use crate::train::{GIB, Interrupt, Outcome, Peak, Progress, Run, RunFolder, Start, Verbosity, fresh_path, is_run, short};
-use super::setup;
+use crate::train::{
+    GIB, Interrupt, Outcome, Peak, Progress, Run, RunFolder, Start, Verbosity, fresh_path, is_run, short,
+};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -118,7 +120,8 @@ fn choose(options: &Options) -> Result<(RunConfig, Start, PathBuf)> {
         return Err(ConfigError::flag("--run-dir", message).into());
     }
     let stored = path.join("config.toml");
-    let choice = ConfigChoice { file: Some(options.config.file.clone().unwrap_or(stored.clone())), ..options.config.clone() };
+    let choice =
+        ConfigChoice { file: Some(options.config.file.clone().unwrap_or(stored.clone())), ..options.config.clone() };
     let mut config = choice.load()?;
     if config.schedule.steps.is_none() {
         // The first run's horizon stands, however long this one goes on.
@@ -218,7 +221,13 @@ fn announce(
     };
     let held_out = validation.map_or("no validation".into(), |set| format!("validation on {} tokens", set.tokens()));
     eprintln!("data       {} files, {amount}; {held_out}", summary.files);
-    eprintln!("optimizer  {}, lr {:e}; {} of {} steps", config.optimizer.name, prepared.optimizer.lr(), schedule_word(config), prepared.schedule.steps);
+    eprintln!(
+        "optimizer  {}, lr {:e}; {} of {} steps",
+        config.optimizer.name,
+        prepared.optimizer.lr(),
+        schedule_word(config),
+        prepared.schedule.steps
+    );
     eprintln!(
         "steps      {}: {} tokens each = {} x {} rows of {}",
         prepared.steps,

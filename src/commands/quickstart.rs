@@ -45,7 +45,8 @@ pub struct Made {
 /// Generates the corpus from the run's seed and trains the tokenizer on a part of it.
 pub fn prepare(config: &RunConfig) -> Result<Made> {
     if let Some(source) = &config.tokenizer {
-        let message = format!("`tokenizer.source` = {source} conflicts with the quickstart, which trains its own; leave it out");
+        let message =
+            format!("`tokenizer.source` = {source} conflicts with the quickstart, which trains its own; leave it out");
         return Err(ConfigError::flag("[tokenizer]", message).into());
     }
     let corpus = corpus::generate(config.seed, TRAINING_PROBLEMS, HELD_OUT_PROBLEMS)?;
@@ -53,10 +54,8 @@ pub fn prepare(config: &RunConfig) -> Result<Made> {
     let trained = tokenizer::train(sample.iter().map(String::as_str))?;
     let tokenizer = TextTokenizer::new(trained, tokenizer::END_OF_TEXT_ID)?;
     let set = |name: &str, problems: &[Problem]| -> Result<Arc<DataSet>> {
-        let lines: String = problems
-            .iter()
-            .map(|problem| format!("{}\n", serde_json::json!({ "text": problem.document() })))
-            .collect();
+        let lines: String =
+            problems.iter().map(|problem| format!("{}\n", serde_json::json!({ "text": problem.document() }))).collect();
         let bytes = Arc::new(MemoryFile::new(name, lines.into_bytes()));
         Ok(Arc::new(DataSet::open(vec![SourceFile { bytes, kind: FileKind::Jsonl }], "text")?))
     };

@@ -1,7 +1,9 @@
 //! From a resolved config to opened things: the model's shape, the tokenizer, the data. Nothing is written here.
 
 use crate::config::{DataSource, ModelConfig, RunConfig, Source, ValidationConfig};
-use crate::data::{ByteSource, DataSet, Order, SourceFile, StreamSettings, TextTokenizer, ValidationSet, local_files, select};
+use crate::data::{
+    ByteSource, DataSet, Order, SourceFile, StreamSettings, TextTokenizer, ValidationSet, local_files, select,
+};
 use crate::hub::{Hub, HubFile, Listing, RemoteFile, RepoId, RepoKind};
 use crate::model::gpt2::{self, Gpt2Config, Head};
 use crate::model::weights;
@@ -278,7 +280,9 @@ pub fn run_data(config: &RunConfig, hub: &LazyHub) -> Result<RunData> {
         Some(ValidationConfig { source, files, tokens }) => {
             let own = match source {
                 Some(DataSource::Files(own)) => own,
-                Some(DataSource::Quickstart) => bail!("`data.validation.source`: the quickstart's data go with its training"),
+                Some(DataSource::Quickstart) => {
+                    bail!("`data.validation.source`: the quickstart's data go with its training")
+                }
                 None => sources,
             };
             Some((source_files(own, files, hub, "data.validation")?, *tokens, source.is_none()))
@@ -288,7 +292,10 @@ pub fn run_data(config: &RunConfig, hub: &LazyHub) -> Result<RunData> {
     if let Some((held_out, _, true)) = &validation {
         let names: Vec<&str> = held_out.iter().map(|file| file.bytes.name()).collect();
         training.retain(|file| !names.contains(&file.bytes.name()));
-        ensure!(!training.is_empty(), "`data.validation.files` takes every file of the source: none is left to train on");
+        ensure!(
+            !training.is_empty(),
+            "`data.validation.files` takes every file of the source: none is left to train on"
+        );
     }
     let training = Arc::new(DataSet::open(training, &data.text_column).context("the training data")?);
     let validation = match validation {

@@ -50,7 +50,8 @@ impl Target {
         if path.join("manifest.json").is_file() || path.join("state.json").is_file() {
             checkpoint::verify(path).with_context(|| format!("the checkpoint {text} is not valid"))?;
             let absolute = std::fs::canonicalize(path).with_context(|| format!("cannot open {text}"))?;
-            let run = absolute.parent().and_then(Path::parent).with_context(|| format!("{text} is in no run folder"))?;
+            let run =
+                absolute.parent().and_then(Path::parent).with_context(|| format!("{text} is in no run folder"))?;
             return Self::of_checkpoint(text, run, absolute.clone());
         }
         if path.is_dir() {

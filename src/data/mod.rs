@@ -1,1 +1,34 @@
-//! data (see the design).
+//! From files to batches: parquet, JSON Lines, text and token files become rows of token ids, shuffled and resumable.
+//!
+//! [`DataSet::open`] checks every file before any work starts, [`TokenStream`] reads and tokenises ahead of the trainer
+//! and cuts rows of T+1 tokens, and a [`Position`] names the next row for a checkpoint.
+
+mod bytes;
+mod data_set;
+mod document;
+mod documents;
+mod files;
+mod jsonl;
+mod order;
+mod parquet_file;
+mod pipeline;
+mod position;
+mod stream;
+mod text_file;
+mod token_file;
+mod tokenizer;
+mod validation;
+
+#[cfg(test)]
+mod tests;
+
+pub use bytes::{ByteSource, LocalFile, MemoryFile};
+pub use data_set::{DataSet, Summary};
+pub use document::{Document, Opening};
+pub use documents::documents_as_ids;
+pub use files::{FileKind, SourceFile, local_files, select};
+pub use order::Order;
+pub use position::{Identity, Position};
+pub use stream::{Batch, StreamSettings, TokenStream};
+pub use tokenizer::TextTokenizer;
+pub use validation::ValidationSet;

@@ -82,6 +82,9 @@ impl ParameterStore {
     }
 }
 
+/// One gradient, and whether to add to it (true) or to overwrite it (false).
+pub type Slot<'a> = (&'a mut [f32], bool);
+
 /// Gradients on the CPU, handed out one parameter at a time.
 ///
 /// A slot knows whether this step has written it already. So the first write overwrites and later ones add: no pass
@@ -99,13 +102,13 @@ impl<'a> GradientSlots<'a> {
     }
 
     /// The gradient of parameter `index` and whether to add to it (true) or to overwrite it (false).
-    pub fn slot(&mut self, index: usize) -> (&mut [f32], bool) {
+    pub fn slot(&mut self, index: usize) -> Slot<'_> {
         let accumulate = std::mem::replace(&mut self.written[index], true);
         (&mut self.gradients[self.layout.parameters()[index].range()], accumulate)
     }
 
     /// Two different gradients at once (a weight and its bias), each with its `accumulate`.
-    pub fn pair(&mut self, first: usize, second: usize) -> ((&mut [f32], bool), (&mut [f32], bool)) {
+    pub fn pair(&mut self, first: usize, second: usize) -> (Slot<'_>, Slot<'_>) {
         let accumulate = [first, second].map(|index| std::mem::replace(&mut self.written[index], true));
         let ranges = [first, second].map(|index| self.layout.parameters()[index].range());
         // Distinct parameters never overlap, so the only way to fail is `first == second`, a defect of the caller.

@@ -5,6 +5,3 @@ pub mod tokenizer;
 
 mod draw;
 mod problems;
-
-/// The quickstart's run configuration, as `pretrain` without `--config` reads it.
-pub const CONFIG: &str = include_str!("../../configs/quickstart.toml");

@@ -26,15 +26,15 @@ impl RunFolder {
         if is_run(path) {
             bail!("{} is a run already: continue it with --resume, or give another --run-dir", path.display());
         }
-        match fs::read_dir(path) {
-            Ok(mut entries) if entries.next().is_some() => {
-                bail!("{} exists and is not empty: give another --run-dir", path.display())
-            }
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("cannot use {} as a run folder", path.display()))
-            }
-            _ => Ok(()),
+        let occupied = match fs::read_dir(path) {
+            Ok(mut entries) => entries.next().is_some(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+            Err(error) => return Err(error).with_context(|| format!("cannot use {} as a run folder", path.display())),
+        };
+        if occupied {
+            bail!("{} exists and is not empty: give another --run-dir", path.display());
         }
+        Ok(())
     }
 
     /// Creates (or opens) and locks the folder.

@@ -13,23 +13,23 @@ use std::sync::Arc;
 
 /// The engine: the model's shape, and its buffers.
 pub struct Gpt2Cpu {
-    model: Model,
+    pub(super) model: Model,
     recompute: Recompute,
     buffers: Buffers,
 }
 
 /// What never changes.
-struct Model {
-    config: Gpt2Config,
+pub(super) struct Model {
+    pub config: Gpt2Config,
     layout: Arc<Layout>,
-    parameters: Gpt2Parameters,
+    pub parameters: Gpt2Parameters,
 }
 
 /// Rows and length of a micro-batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-struct Extent {
-    rows: usize,
-    time: usize,
+pub(super) struct Extent {
+    pub rows: usize,
+    pub time: usize,
 }
 
 impl Extent {
@@ -87,7 +87,7 @@ struct Buffers {
 }
 
 impl Model {
-    fn weight<'a>(&self, weights: &'a [f32], index: usize) -> &'a [f32] {
+    pub fn weight<'a>(&self, weights: &'a [f32], index: usize) -> &'a [f32] {
         &weights[self.layout.parameters()[index].range()]
     }
 
@@ -95,9 +95,7 @@ impl Model {
         let shape = &self.layout.parameters()[layer.weight].shape;
         linear::Weight {
             data: self.weight(weights, layer.weight),
-            inputs: shape[0],
-            outputs: shape[1],
-            orientation: linear::Orientation::InOut,
+            dims: linear::Dims { inputs: shape[0], outputs: shape[1], orientation: linear::Orientation::InOut },
         }
     }
 
@@ -109,7 +107,7 @@ impl Model {
         }
     }
 
-    fn attention(&self, extent: Extent) -> attention::Shape {
+    pub fn attention(&self, extent: Extent) -> attention::Shape {
         attention::Shape {
             batch: extent.rows,
             sequence: extent.time,
@@ -119,7 +117,7 @@ impl Model {
         }
     }
 
-    fn norm(
+    pub fn norm(
         &self,
         weights: &[f32],
         norm: NormParameters,
@@ -133,7 +131,14 @@ impl Model {
         layer_norm::forward(x, weight, bias, epsilon, y, mean, rstd);
     }
 
-    fn project(&self, weights: &[f32], layer: LinearParameters, x: &[f32], residual: Option<&[f32]>, y: &mut [f32]) {
+    pub fn project(
+        &self,
+        weights: &[f32],
+        layer: LinearParameters,
+        x: &[f32],
+        residual: Option<&[f32]>,
+        y: &mut [f32],
+    ) {
         linear::forward(x, self.linear_weight(weights, layer), Some(self.weight(weights, layer.bias)), residual, y);
     }
 
@@ -193,9 +198,8 @@ impl Model {
     ) {
         let weight = self.linear_weight(weights, layer);
         linear::backward_input(dy, weight, Gradient::overwrite(dx));
-        let dims = linear::Dims { inputs: weight.inputs, outputs: weight.outputs, orientation: weight.orientation };
         let (dweight, dbias) = slots.pair(layer.weight, layer.bias);
-        linear::backward_weight(x, dy, dims, dweight.into(), Some(dbias.into()));
+        linear::backward_weight(x, dy, weight.dims, dweight.into(), Some(dbias.into()));
     }
 
     #[allow(clippy::too_many_arguments, reason = "a norm's saved values, its gradients and scratch")]
@@ -304,11 +308,26 @@ impl Buffers {
         grow(&mut self.mean, tokens);
         grow(&mut self.rstd, tokens);
         grow(&mut self.nll, tokens);
-        let scratch = attention::scratch_len(model.attention(extent))
-            .max(cross_entropy::scratch_len(tokens, model.config.vocab_size))
-            .max(layer_norm::scratch_len(tokens, width));
-        grow(&mut self.scratch, scratch);
+        grow(&mut self.scratch, Self::scratch_len(model, extent));
         self.extent = extent;
+    }
+
+    /// Numbers that all buffers hold after a backward pass over `extent`; [`Self::grow_forward`] and
+    /// [`Self::grow_backward`] say of what.
+    fn numbers(model: &Model, extent: Extent, recompute: Recompute) -> usize {
+        let (tokens, width, inner) = (extent.tokens(), model.config.n_embd, model.config.n_inner);
+        let layers = model.config.n_layer;
+        let saved = tokens * (7 * width + 4 + model.config.n_head + 2 * inner);
+        let blocks = if recompute == Recompute::Block { 1 } else { layers };
+        let around = tokens * ((layers + 1 + 1) * width + 2 + 2);
+        let backward = tokens * (5 * width + inner);
+        blocks * saved + around + backward + Self::scratch_len(model, extent)
+    }
+
+    fn scratch_len(model: &Model, extent: Extent) -> usize {
+        attention::scratch_len(model.attention(extent))
+            .max(cross_entropy::scratch_len(extent.tokens(), model.config.vocab_size))
+            .max(layer_norm::scratch_len(extent.tokens(), model.config.n_embd))
     }
 
     fn grow_backward(&mut self, model: &Model) {
@@ -325,6 +344,14 @@ impl Gpt2Cpu {
     pub fn new(config: Gpt2Config, layout: Arc<Layout>, recompute: Recompute) -> Self {
         let parameters = config.parameters(&layout);
         Self { model: Model { config, layout, parameters }, recompute, buffers: Buffers::default() }
+    }
+
+    /// Bytes of working memory of a training step on `rows` rows of `time` tokens.
+    pub fn working_bytes(config: &Gpt2Config, rows: usize, time: usize, recompute: Recompute) -> usize {
+        let layout = Arc::new(Layout::new(config.parameter_specs()));
+        let parameters = config.parameters(&layout);
+        let model = Model { config: config.clone(), layout, parameters };
+        size_of::<f32>() * Buffers::numbers(&model, Extent { rows, time }, recompute)
     }
 
     /// Runs all blocks and the final norm; the results stay in the buffers.

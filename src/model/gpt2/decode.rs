@@ -1,6 +1,7 @@
 //! Generation on the CPU: keys and values of the past are kept, so that each new token costs one row.
 
 use super::Gpt2Cpu;
+use super::cpu::Extent;
 use crate::ops::{activation, attention, embedding, linear};
 use anyhow::{Result, ensure};
 
@@ -41,8 +42,6 @@ impl Gpt2Cpu {
         let capacity = capacity.min(config.n_positions);
         let layer = || vec![0.0; batch * capacity * config.n_embd];
         let width = batch * config.n_embd;
-        let mut shape = self.model.attention(Default::default());
-        shape.batch = batch;
         let rows = Rows {
             stream: vec![0.0; width],
             normed: vec![0.0; width],
@@ -50,7 +49,7 @@ impl Gpt2Cpu {
             mixed: vec![0.0; width],
             hidden: vec![0.0; batch * config.n_inner],
             statistics: [vec![0.0; batch], vec![0.0; batch]],
-            scratch: vec![0.0; attention::decode_scratch_len(shape, capacity)],
+            scratch: vec![0.0; attention::decode_scratch_len(capacity)],
         };
         KeyValueCache {
             keys: (0..config.n_layer).map(|_| layer()).collect(),
@@ -115,8 +114,7 @@ impl Gpt2Cpu {
             embedding::forward(&tokens[sequence..=sequence], token_table, Some(positions), width, row)?;
         }
         lengths.iter_mut().for_each(|length| *length += 1);
-        let mut shape = model.attention(Default::default());
-        (shape.batch, shape.sequence) = (batch, 1);
+        let shape = model.attention(Extent { rows: batch, time: 1 });
 
         for (layer, block) in model.parameters.blocks.iter().enumerate() {
             model.norm(weights, block.norm_1, stream, normed, mean, rstd);
@@ -150,9 +148,11 @@ impl Gpt2Cpu {
         let config = &self.model.config;
         let head = linear::Weight {
             data: self.model.weight(weights, self.model.parameters.head),
-            inputs: config.n_embd,
-            outputs: config.vocab_size,
-            orientation: linear::Orientation::OutIn,
+            dims: linear::Dims {
+                inputs: config.n_embd,
+                outputs: config.vocab_size,
+                orientation: linear::Orientation::OutIn,
+            },
         };
         linear::forward(hidden, head, None, None, logits);
     }

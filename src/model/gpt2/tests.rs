@@ -25,8 +25,11 @@ fn config(head: Head) -> Gpt2Config {
     }
 }
 
+/// A layout, its store, inputs and targets.
+type Case = (Arc<Layout>, ParameterStore, Vec<u32>, Vec<u32>);
+
 /// A store with weights large enough that every operation matters, and ids and targets (some ignored).
-fn case(config: &Gpt2Config, time: usize) -> Result<(Arc<Layout>, ParameterStore, Vec<u32>, Vec<u32>)> {
+fn case(config: &Gpt2Config, time: usize) -> Result<Case> {
     let layout = Arc::new(Layout::new(config.parameter_specs()));
     let store = ParameterStore::new(Arc::clone(&layout), &Device::Cpu)?;
     let mut random = generator(11, Stream::Init);
@@ -46,7 +49,13 @@ fn case(config: &Gpt2Config, time: usize) -> Result<(Arc<Layout>, ParameterStore
 }
 
 /// The whole model as one graph over variables in f64: the sum of the losses.
-fn twin_loss(config: &Gpt2Config, layout: &Layout, variables: &[Var], inputs: &[u32], targets: &[u32]) -> Result<Tensor> {
+fn twin_loss(
+    config: &Gpt2Config,
+    layout: &Layout,
+    variables: &[Var],
+    inputs: &[u32],
+    targets: &[u32],
+) -> Result<Tensor> {
     let parameters = config.parameters(layout);
     let tensor = |index: usize| variables[index].as_tensor().clone();
     let linear = |p: LinearParameters| [tensor(p.weight), tensor(p.bias)];
@@ -101,7 +110,9 @@ fn every_gradient_of_the_fast_path_equals_the_twins_in_f64() -> Result<()> {
             assert!(store.without_gradient().is_empty());
             for (index, parameter) in layout.parameters().iter().enumerate() {
                 let gradient = store.view(store.gradients(), index)?.flatten_all()?.to_vec1::<f32>()?;
-                let Some(reference) = expected.get(&variables[index]) else { panic!("no gradient of {}", parameter.name) };
+                let Some(reference) = expected.get(&variables[index]) else {
+                    panic!("no gradient of {}", parameter.name)
+                };
                 let reference = reference.flatten_all()?.to_vec1::<f64>()?;
                 // One position attends to itself alone: query and key have no gradient, so the bias compares to noise.
                 let error = distance(&gradient, &reference);
@@ -122,7 +133,7 @@ fn the_twins_gradient_equals_finite_differences() -> Result<()> {
     for (index, parameter) in layout.parameters().iter().enumerate() {
         let analytic = gradients.get(&base[index]).expect("a gradient").flatten_all()?.to_vec1::<f64>()?;
         let largest = (0..parameter.len).max_by(|&a, &b| analytic[a].abs().total_cmp(&analytic[b].abs())).unwrap_or(0);
-        let mut loss_at = |shift: f64| -> Result<f64> {
+        let loss_at = |shift: f64| -> Result<f64> {
             let mut numbers = base[index].flatten_all()?.to_vec1::<f64>()?;
             numbers[largest] += shift;
             let original = base[index].as_tensor().copy()?;

@@ -58,26 +58,35 @@ enum Unit {
     Dollars,
 }
 
-/// Works out `left operator right`, where `operator` is one of `+`, `-`, `*` and `/`.
-fn work(left: u32, operator: char, right: u32, unit: Unit) -> Worked {
-    let value = match operator {
-        '+' => left + right,
-        '-' => left - right,
-        '*' => left * right,
-        _ => left / right,
+/// The four operations.
+#[derive(Clone, Copy)]
+enum Operator {
+    Plus,
+    Minus,
+    Times,
+    Over,
+}
+
+/// Works out `left operator right` and writes it down.
+fn work(left: u32, operator: Operator, right: u32, unit: Unit) -> Worked {
+    let (symbol, value) = match operator {
+        Operator::Plus => ('+', left + right),
+        Operator::Minus => ('-', left - right),
+        Operator::Times => ('*', left * right),
+        Operator::Over => ('/', left / right),
     };
     let sign = match unit {
         Unit::Count => "",
         Unit::Dollars => "$",
     };
-    Worked { text: format!("{left}{operator}{right}={sign}<<{left}{operator}{right}={value}>>{value}"), value }
+    Worked { text: format!("{left}{symbol}{right}={sign}<<{left}{symbol}{right}={value}>>{value}"), value }
 }
 
-fn count(left: u32, operator: char, right: u32) -> Worked {
+fn count(left: u32, operator: Operator, right: u32) -> Worked {
     work(left, operator, right, Unit::Count)
 }
 
-fn dollars(left: u32, operator: char, right: u32) -> Worked {
+fn dollars(left: u32, operator: Operator, right: u32) -> Worked {
     work(left, operator, right, Unit::Dollars)
 }
 

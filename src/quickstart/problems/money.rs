@@ -1,5 +1,6 @@
 //! Problems about prices, change and savings.
 
+use super::Operator::{Minus, Plus, Times};
 use super::{Draft, Draw, dollars, draft};
 
 /// Number of things times the price of one.
@@ -12,7 +13,7 @@ pub fn shopping_total(draw: &mut Draw) -> Draft {
         1 => format!("One {} costs ${price}. How much do {number} {many} cost {name}?", what.one),
         _ => format!("{name} sells {number} {many} at ${price} each. How much does {pronoun} earn?"),
     };
-    let total = dollars(number, '*', price);
+    let total = dollars(number, Times, price);
     draft(question, [format!("The {many} cost {}.", total.text)], total.value)
 }
 
@@ -26,7 +27,7 @@ pub fn change(draw: &mut Draw) -> Draft {
         0 => format!("{name} pays for the ${price} {one} with ${paid}. How much change does {} get?", who.pronoun),
         _ => format!("{name} has ${paid} and buys one {one} for ${price}. How much money is left?"),
     };
-    let left = dollars(paid, '-', price);
+    let left = dollars(paid, Minus, price);
     draft(question, [format!("{name} has {} left.", left.text)], left.value)
 }
 
@@ -35,13 +36,13 @@ pub fn total_and_change(draw: &mut Draw) -> Draft {
     let (who, what) = (draw.person(), draw.thing());
     let (name, many) = (who.name, what.many);
     let (number, price) = (draw.number(2, 9), draw.number(2, 5));
-    let total = dollars(number, '*', price);
+    let total = dollars(number, Times, price);
     let paid = if total.value < 20 { draw.pick(&[20, 50]) } else { 50 };
     let question = match draw.number(0, 1) {
         0 => format!("{name} has ${paid} and buys {number} {many} for ${price} each. How much money is left?"),
         _ => format!("{name} buys {number} {many} at ${price} each and pays ${paid}. How much is the change?"),
     };
-    let left = dollars(paid, '-', total.value);
+    let left = dollars(paid, Minus, total.value);
     let steps = [format!("The {many} cost {}.", total.text), format!("{name} has {} left.", left.text)];
     draft(question, steps, left.value)
 }
@@ -57,8 +58,8 @@ pub fn savings(draw: &mut Draw) -> Draft {
         }
         _ => format!("{name} has ${start} and earns ${weekly} a day for {weeks} days. How much is it in all?"),
     };
-    let saved = dollars(weekly, '*', weeks);
-    let total = dollars(saved.value, '+', start);
+    let saved = dollars(weekly, Times, weeks);
+    let total = dollars(saved.value, Plus, start);
     let steps = [format!("{name} gets {}.", saved.text), format!("In all it is {}.", total.text)];
     draft(question, steps, total.value)
 }

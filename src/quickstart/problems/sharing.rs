@@ -1,5 +1,6 @@
 //! Problems about sharing, packing and halving.
 
+use super::Operator::{Minus, Over, Plus, Times};
 use super::{Draft, Draw, count, draft};
 
 /// An exact division among friends.
@@ -12,7 +13,7 @@ pub fn equally(draw: &mut Draw) -> Draft {
         0 => format!("{name} shares {all} {many} equally among {friends} friends. How many does each friend get?"),
         _ => format!("{friends} friends of {name} share {all} {many} equally. How many {many} does each get?"),
     };
-    let share = count(all, '/', friends);
+    let share = count(all, Over, friends);
     draft(question, [format!("Each gets {} {many}.", share.text)], share.value)
 }
 
@@ -27,7 +28,7 @@ pub fn boxes(draw: &mut Draw) -> Draft {
         0 => format!("{name} packs {all} {many} in {container} of {size}. How many {container} does {pronoun} fill?"),
         _ => format!("{name} has {all} {many}. How many {container} of {size} can {pronoun} fill?"),
     };
-    let filled = count(all, '/', size);
+    let filled = count(all, Over, size);
     draft(question, [format!("{name} fills {} {container}.", filled.text)], filled.value)
 }
 
@@ -37,7 +38,7 @@ pub fn leftovers(draw: &mut Draw) -> Draft {
     let (name, pronoun, many) = (who.name, who.pronoun, what.many);
     let container = draw.pick(&["bags", "boxes", "jars", "trays"]);
     let (number, size) = (draw.number(2, 9), draw.number(2, 9));
-    let packed = count(number, '*', size);
+    let packed = count(number, Times, size);
     let over = draw.number(2, 9);
     let packing = format!("The {container} hold {} {many}.", packed.text);
     if draw.number(0, 1) == 0 {
@@ -45,13 +46,13 @@ pub fn leftovers(draw: &mut Draw) -> Draft {
             "{name} fills {number} {container} with {size} {many} each and has {over} left. \
              How many {many} does {pronoun} have?"
         );
-        let all = count(packed.value, '+', over);
+        let all = count(packed.value, Plus, over);
         return draft(question, [packing, format!("{name} has {} {many}.", all.text)], all.value);
     }
     let all = packed.value + over;
     let question =
         format!("{name} has {all} {many} and fills {number} {container} with {size} each. How many are left?");
-    let left = count(all, '-', packed.value);
+    let left = count(all, Minus, packed.value);
     draft(question, [packing, format!("{name} has {} {many} left.", left.text)], left.value)
 }
 
@@ -61,7 +62,7 @@ pub fn half(draw: &mut Draw) -> Draft {
     let (name, pronoun, many) = (who.name, who.pronoun, what.many);
     let rest = draw.number(4, 20);
     let verb = draw.pick(&["sells", "loses", "gives away"]);
-    let half = count(2 * rest, '/', 2);
+    let half = count(2 * rest, Over, 2);
     let more = draw.number(2, 9);
     let question = match draw.number(0, 1) {
         0 => format!(
@@ -73,7 +74,7 @@ pub fn half(draw: &mut Draw) -> Draft {
             2 * rest
         ),
     };
-    let now = count(half.value, '+', more);
+    let now = count(half.value, Plus, more);
     let steps = [format!("Half is {} {many}.", half.text), format!("{name} has {} {many}.", now.text)];
     draft(question, steps, now.value)
 }

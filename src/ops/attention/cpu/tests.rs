@@ -1,0 +1,122 @@
+//! Attention against its reference: shapes, layouts, instruction sets, threads, and gradients by differences.
+
+use super::super::reference;
+use super::*;
+use crate::ops::testing::*;
+
+/// q, k, v, dy of `shape`.
+fn problem(shape: Shape) -> [Vec<f32>; 4] {
+    let (q_len, kv_len) = (shape.rows() * shape.q_width(), shape.rows() * shape.kv_width());
+    [normal(1, q_len), normal(2, kv_len), normal(3, kv_len), normal(4, q_len)]
+}
+
+/// Columns of three matrices side by side.
+fn fuse(shape: Shape, [q, k, v]: [&[f32]; 3]) -> Vec<f32> {
+    let mut fused = Vec::new();
+    for row in 0..shape.rows() {
+        for (matrix, width) in [(q, shape.q_width()), (k, shape.kv_width()), (v, shape.kv_width())] {
+            fused.extend_from_slice(&matrix[row * width..][..width]);
+        }
+    }
+    fused
+}
+
+/// y, log_sum_exp, dq, dk, dv from separate buffers.
+fn run_separate(shape: Shape, scale: f32) -> [Vec<f32>; 5] {
+    let [q, k, v, dy] = problem(shape);
+    let inputs = Inputs::Separate { q: &q, k: &k, v: &v };
+    let (mut y, mut log_sum_exp) = (vec![7.0; q.len()], vec![7.0; shape.batch * shape.heads * shape.sequence]);
+    let mut scratch = vec![f32::NAN; scratch_len(shape)];
+    forward(shape, scale, inputs, &mut y, &mut log_sum_exp, &mut scratch);
+    let (mut dq, mut dk, mut dv) = (vec![7.0; q.len()], vec![7.0; k.len()], vec![7.0; v.len()]);
+    let saved = Saved { inputs, y: &y, log_sum_exp: &log_sum_exp };
+    let gradients = InputGradients::Separate { dq: &mut dq, dk: &mut dk, dv: &mut dv };
+    scratch.fill(f32::NAN);
+    backward(shape, scale, saved, &dy, gradients, &mut scratch);
+    [y, log_sum_exp, dq, dk, dv]
+}
+
+/// y and the fused gradient, from one fused buffer.
+fn run_fused(shape: Shape, scale: f32) -> (Vec<f32>, Vec<f32>) {
+    let [q, k, v, dy] = problem(shape);
+    let fused = fuse(shape, [&q, &k, &v]);
+    let (mut y, mut log_sum_exp) = (vec![7.0; q.len()], vec![7.0; shape.batch * shape.heads * shape.sequence]);
+    let (mut scratch, mut gradient) = (vec![0.0; scratch_len(shape)], vec![7.0; fused.len()]);
+    forward(shape, scale, Inputs::Fused(&fused), &mut y, &mut log_sum_exp, &mut scratch);
+    let saved = Saved { inputs: Inputs::Fused(&fused), y: &y, log_sum_exp: &log_sum_exp };
+    backward(shape, scale, saved, &dy, InputGradients::Fused(&mut gradient), &mut scratch);
+    (y, gradient)
+}
+
+#[test]
+fn values_and_gradients_match_the_reference_for_any_length_width_and_grouping() {
+    // (B, T, heads, kv_heads, head_dim): one position, odd lengths, exact blocks, one more; grouped and odd heads.
+    let shapes =
+        [(1, 1, 1, 1, 1), (2, 7, 2, 2, 16), (1, 65, 3, 1, 5), (2, 64, 4, 2, 8), (1, 130, 2, 2, 64), (1, 300, 2, 1, 33)];
+    for (batch, sequence, heads, kv_heads, head_dim) in shapes {
+        let shape = Shape { batch, sequence, heads, kv_heads, head_dim };
+        let scale = shape.scale();
+        let [q, k, v, dy] = problem(shape).map(|m| to_f64(&m));
+        let (y, log_sum_exp) = reference::forward(shape, scale.into(), &q, &k, &v);
+        let (dq, dk, dv) = reference::backward(shape, scale.into(), &q, &k, &v, &dy);
+        let expected = [y, log_sum_exp, dq, dk, dv];
+        at_every_level(|level| {
+            let results = run_separate(shape, scale);
+            for ((a, e), name) in results.iter().zip(&expected).zip(["y", "log_sum_exp", "dq", "dk", "dv"]) {
+                assert_close(&format!("{name} {shape:?} {level:?}"), a, e, 1e-5);
+            }
+            let (y, gradient) = run_fused(shape, scale);
+            assert!(y == results[0], "{shape:?} {level:?}: the layout changes y");
+            let [_, _, dq, dk, dv] = &results;
+            assert!(gradient == fuse(shape, [dq, dk, dv]), "{shape:?} {level:?}: the layout changes the gradients");
+        });
+    }
+}
+
+#[test]
+fn a_thousand_positions_with_sharp_scores_match_the_reference() {
+    let shape = Shape { batch: 1, sequence: 1000, heads: 1, kv_heads: 1, head_dim: 16 };
+    let [q, k, v, dy] = problem(shape).map(|m| to_f64(&m));
+    // Scores of up to about 60: without the maximum taken off, sums of e^s would reach 1e26.
+    let (y, _) = reference::forward(shape, 3.0, &q, &k, &v);
+    let (dq, dk, dv) = reference::backward(shape, 3.0, &q, &k, &v, &dy);
+    let [y_out, _, dq_out, dk_out, dv_out] = run_separate(shape, 3.0);
+    for (name, a, e) in [("y", y_out, y), ("dq", dq_out, dq), ("dk", dk_out, dk), ("dv", dv_out, dv)] {
+        assert_close(name, &a, &e, 1e-4);
+    }
+}
+
+#[test]
+fn the_future_plays_no_part() {
+    let shape = Shape { batch: 1, sequence: 70, heads: 1, kv_heads: 1, head_dim: 4 };
+    let [q, mut k, mut v, _] = problem(shape);
+    let run = |k: &[f32], v: &[f32]| {
+        let (mut y, mut logs) = (vec![0.0; q.len()], vec![0.0; 70]);
+        let mut scratch = vec![0.0; scratch_len(shape)];
+        forward(shape, 0.5, Inputs::Separate { q: &q, k, v }, &mut y, &mut logs, &mut scratch);
+        y
+    };
+    let before = run(&k, &v);
+    k[66 * 4..].fill(1e3);
+    v[66 * 4..].fill(-1e3);
+    let after = run(&k, &v);
+    assert_eq!(before[..66 * 4], after[..66 * 4]);
+    assert_ne!(before[66 * 4..], after[66 * 4..]);
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits() {
+    let shape = Shape { batch: 2, sequence: 150, heads: 6, kv_heads: 3, head_dim: 24 };
+    assert_same_bits_for_any_threads(|| run_separate(shape, shape.scale()).concat());
+}
+
+#[test]
+fn the_references_gradients_are_those_of_finite_differences() {
+    let shape = Shape { batch: 2, sequence: 4, heads: 4, kv_heads: 2, head_dim: 3 };
+    let [q, k, v, dy] = problem(shape).map(|m| to_f64(&m));
+    let loss = |q: &[f64], k: &[f64], v: &[f64]| weighted(&reference::forward(shape, 0.6, q, k, v).0, &dy);
+    let (dq, dk, dv) = reference::backward(shape, 0.6, &q, &k, &v, &dy);
+    assert_same_gradient("dq", &dq, &differences(&q, |q| loss(q, &k, &v)));
+    assert_same_gradient("dk", &dk, &differences(&k, |k| loss(&q, k, &v)));
+    assert_same_gradient("dv", &dv, &differences(&v, |v| loss(&q, &k, v)));
+}

@@ -1,0 +1,84 @@
+//! Causal attention with several heads, forward and backward, without the T x T matrix of probabilities.
+//!
+//! For each sequence and head: s[i, j] = scale * q_i . k_j for j <= i, p = softmax of each row, y_i = sum_j p[i, j] v_j.
+//! Saved for the backward pass is only each row's log of the sum of e^s (Dao, "FlashAttention-2", 2023), from which a
+//! block of p is formed again:
+//!
+//!     dp = dy v^T    ds = p * (dp - rowsum(dy * y))    dq = scale * ds k    dk = scale * ds^T q    dv = p^T dy
+//!
+//! Rows come in blocks of [`BLOCK`]; blocks above the diagonal are never formed. With fewer heads for keys and values
+//! than for queries (grouped-query attention), query head h reads key head h / (heads / kv_heads).
+
+mod cpu;
+mod decode;
+pub mod reference;
+
+pub use cpu::{backward, forward, scratch_len};
+pub use decode::{Cache, decode, decode_scratch_len};
+
+/// Query rows that are handled together.
+pub const BLOCK: usize = 48;
+
+/// Sizes of an attention layer's input: B sequences of T positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    pub batch: usize,
+    pub sequence: usize,
+    pub heads: usize,
+    /// Divides `heads`.
+    pub kv_heads: usize,
+    pub head_dim: usize,
+}
+
+impl Shape {
+    /// The usual scale of the scores, 1 / sqrt(head_dim).
+    pub fn scale(&self) -> f32 {
+        (1.0 / (self.head_dim as f64).sqrt()) as f32
+    }
+
+    /// Elements of a row of q and of y.
+    pub fn q_width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Elements of a row of k and of v.
+    pub fn kv_width(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+
+    /// Rows of q: positions of all sequences.
+    pub fn rows(&self) -> usize {
+        self.batch * self.sequence
+    }
+
+    fn check(&self) {
+        let fits = self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads) && self.head_dim > 0;
+        assert!(fits, "attention: kv_heads must divide heads, and head_dim be positive: {self:?}");
+    }
+}
+
+/// Queries, keys and values. A row is a position, in it the heads stand one after another.
+#[derive(Clone, Copy, Debug)]
+pub enum Inputs<'a> {
+    /// [B*T, (heads + 2 kv_heads) * head_dim]: q, then k, then v in each row.
+    Fused(&'a [f32]),
+    /// q [B*T, heads * head_dim], k and v [B*T, kv_heads * head_dim].
+    Separate { q: &'a [f32], k: &'a [f32], v: &'a [f32] },
+}
+
+/// Where [`backward`] puts the gradients of [`Inputs`], in the same layout. They are overwritten.
+#[derive(Debug)]
+pub enum InputGradients<'a> {
+    Fused(&'a mut [f32]),
+    Separate { dq: &'a mut [f32], dk: &'a mut [f32], dv: &'a mut [f32] },
+}
+
+/// What [`forward`] was given and found, for [`backward`].
+#[derive(Clone, Copy, Debug)]
+pub struct Saved<'a> {
+    pub inputs: Inputs<'a>,
+    /// [B*T, heads * head_dim].
+    pub y: &'a [f32],
+    /// Natural logarithm of each row's sum of e^s, [B, heads, T].
+    pub log_sum_exp: &'a [f32],
+}

@@ -1,0 +1,212 @@
+//! The linear layer on the CPU: products over the whole pool, bias and residual preset in y and accumulated onto.
+
+use super::{Dims, Orientation, Weight};
+use crate::ops::parallel::rows_a_piece;
+use crate::ops::product::{Operand, Size, Threads, multiply};
+use crate::ops::simd::{Level, kernel};
+use crate::ops::{Gradient, Into};
+use rayon::prelude::*;
+
+/// Columns that one task of the bias gradient sums: two cache lines' worth of rows at least.
+const BIAS_COLUMNS: usize = 128;
+/// Rows that it sums in f32 before it adds them to the total, which keeps rounding from growing with R.
+const BIAS_ROWS: usize = 64;
+
+/// y [R, O] = x [R, I] W + bias [O] + residual [R, O].
+pub fn forward(x: &[f32], weight: Weight, bias: Option<&[f32]>, residual: Option<&[f32]>, y: &mut [f32]) {
+    let Dims { inputs, outputs, .. } = weight.dims;
+    let rows = rows_of("linear", y, outputs);
+    assert_eq!(x.len(), rows * inputs, "linear: x is not [R, I]");
+    assert!(bias.is_none_or(|bias| bias.len() == outputs), "linear: the bias is not [O]");
+    assert!(residual.is_none_or(|residual| residual.len() == y.len()), "linear: the residual is not [R, O]");
+    let into = preset(bias, residual, y, outputs);
+    let size = Size { m: rows, k: inputs, n: outputs };
+    multiply(Threads::All, size, Operand::row_major(x, inputs), in_out(weight), 1.0, y, outputs, into);
+}
+
+/// dx [R, I] (+)= dy [R, O] W^T.
+pub fn backward_input(dy: &[f32], weight: Weight, dx: Gradient) {
+    let Dims { inputs, outputs, .. } = weight.dims;
+    let rows = rows_of("linear backward", dx.data, inputs);
+    assert_eq!(dy.len(), rows * outputs, "linear backward: dy is not [R, O]");
+    let size = Size { m: rows, k: outputs, n: inputs };
+    let dy = Operand::row_major(dy, outputs);
+    multiply(Threads::All, size, dy, in_out(weight).transposed(), 1.0, dx.data, inputs, dx.into);
+}
+
+/// dweight (+)= x^T dy in the weight's orientation, dbias [O] (+)= sum over rows of dy.
+pub fn backward_weight(x: &[f32], dy: &[f32], dims: Dims, dweight: Gradient, dbias: Option<Gradient>) {
+    let Dims { inputs, outputs, orientation } = dims;
+    let rows = rows_of("linear backward", dy, outputs);
+    assert_eq!(x.len(), rows * inputs, "linear backward: x is not [R, I]");
+    assert_eq!(dweight.data.len(), inputs * outputs, "linear backward: the weight's gradient is not I x O");
+    let (x, dy_operand) = (Operand::row_major(x, inputs), Operand::row_major(dy, outputs));
+    let (m, n, a, b) = match orientation {
+        Orientation::InOut => (inputs, outputs, x.transposed(), dy_operand),
+        Orientation::OutIn => (outputs, inputs, dy_operand.transposed(), x),
+    };
+    multiply(Threads::All, Size { m, k: rows, n }, a, b, 1.0, dweight.data, n, dweight.into);
+    if let Some(dbias) = dbias {
+        add_rows(dy, dbias);
+    }
+}
+
+/// target [O] (+)= sum over rows of dy [R, O].
+fn add_rows(dy: &[f32], target: Gradient) {
+    let (level, outputs, into) = (Level::current(), target.data.len(), target.into);
+    assert!(outputs > 0 && dy.len().is_multiple_of(outputs), "linear backward: the bias gradient is not [O]");
+    target.data.par_chunks_mut(BIAS_COLUMNS).enumerate().for_each(|(index, target)| {
+        column_sums(level, dy, outputs, index * BIAS_COLUMNS, into, target);
+    });
+}
+
+/// The weight as an [I, O] matrix.
+fn in_out(weight: Weight) -> Operand {
+    let Weight { data, dims: Dims { inputs, outputs, orientation } } = weight;
+    assert_eq!(data.len(), inputs * outputs, "linear: the weight is not I x O");
+    match orientation {
+        Orientation::InOut => Operand::row_major(data, outputs),
+        Orientation::OutIn => Operand::row_major(data, inputs).transposed(),
+    }
+}
+
+fn rows_of(what: &str, matrix: &[f32], columns: usize) -> usize {
+    assert!(columns > 0 && matrix.len().is_multiple_of(columns), "{what}: not whole rows of {columns}");
+    matrix.len() / columns
+}
+
+/// Fills y with what the product is added to, and says whether there is anything to add to.
+fn preset(bias: Option<&[f32]>, residual: Option<&[f32]>, y: &mut [f32], outputs: usize) -> Into {
+    let piece = rows_a_piece(outputs) * outputs;
+    let level = Level::current();
+    match (bias, residual) {
+        (None, None) => return Into::Overwrite,
+        (Some(bias), None) => y.par_chunks_mut(piece).for_each(|y| {
+            y.chunks_exact_mut(outputs).for_each(|y| y.copy_from_slice(bias));
+        }),
+        (None, Some(residual)) => {
+            y.par_chunks_mut(piece)
+                .zip(residual.par_chunks(piece))
+                .for_each(|(y, residual)| y.copy_from_slice(residual));
+        }
+        (Some(bias), Some(residual)) => y
+            .par_chunks_mut(piece)
+            .zip(residual.par_chunks(piece))
+            .for_each(|(y, residual)| biased_rows(level, residual, bias, y)),
+    }
+    Into::Accumulate
+}
+
+kernel! {
+    fn biased_rows(residual: &[f32], bias: &[f32], y: &mut [f32]) {
+        for (y, residual) in y.chunks_exact_mut(bias.len()).zip(residual.chunks_exact(bias.len())) {
+            for ((y, residual), bias) in y.iter_mut().zip(residual).zip(bias) {
+                *y = residual + bias;
+            }
+        }
+    }
+}
+
+kernel! {
+    /// target (+)= sums of the columns first..first + target.len() of dy, whose rows have `outputs` columns.
+    fn column_sums(dy: &[f32], outputs: usize, first: usize, into: Into, target: &mut [f32]) {
+        let width = target.len();
+        if into == Into::Overwrite {
+            target.fill(0.0);
+        }
+        for rows in dy.chunks(BIAS_ROWS * outputs) {
+            let mut sums = [0.0f32; BIAS_COLUMNS];
+            for row in rows.chunks_exact(outputs) {
+                for (sum, value) in sums.iter_mut().zip(&row[first..first + width]) {
+                    *sum += value;
+                }
+            }
+            for (total, sum) in target.iter_mut().zip(sums) {
+                *total += sum;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::reference;
+    use super::*;
+    use crate::ops::testing::*;
+
+    /// y, dx, dweight, dbias; gradients added to 0.5 where `into` accumulates.
+    fn run(rows: usize, dims: Dims, residual: bool, into: Into) -> [Vec<f32>; 4] {
+        let Dims { inputs, outputs, .. } = dims;
+        let (x, data, bias) = (normal(1, rows * inputs), normal(2, inputs * outputs), normal(3, outputs));
+        let (residual_rows, dy) = (normal(4, rows * outputs), normal(5, rows * outputs));
+        let weight = Weight { data: &data, dims };
+        let (mut y, mut dx) = (vec![7.0; rows * outputs], vec![0.5; rows * inputs]);
+        let (mut dweight, mut dbias) = (vec![0.5; inputs * outputs], vec![0.5; outputs]);
+        forward(&x, weight, Some(&bias), residual.then_some(&residual_rows), &mut y);
+        backward_input(&dy, weight, Gradient { data: &mut dx, into });
+        let gradient = Gradient { data: &mut dweight, into };
+        backward_weight(&x, &dy, dims, gradient, Some(Gradient { data: &mut dbias, into }));
+        [y, dx, dweight, dbias]
+    }
+
+    #[test]
+    fn values_and_gradients_match_the_reference_in_both_orientations() {
+        for (rows, inputs, outputs) in [(1, 1, 1), (5, 7, 3), (33, 20, 150), (130, 64, 48)] {
+            for orientation in [Orientation::InOut, Orientation::OutIn] {
+                let dims = Dims { inputs, outputs, orientation };
+                let lengths = [rows * inputs, inputs * outputs, outputs, rows * outputs, rows * outputs];
+                let mut seed = 0;
+                let [x, weight, bias, residual, dy] = lengths.map(|len| {
+                    seed += 1;
+                    to_f64(&normal(seed, len))
+                });
+                let y = reference::forward(&x, &weight, dims, &bias);
+                let (dx, dweight, dbias) = reference::backward(&x, &weight, dims, &dy);
+                at_every_level(|level| {
+                    for (with_residual, into) in [(false, Into::Overwrite), (true, Into::Accumulate)] {
+                        let base = if into == Into::Accumulate { 0.5 } else { 0.0 };
+                        let shifted = |v: &[f64]| v.iter().map(|v| v + base).collect::<Vec<_>>();
+                        let y: Vec<f64> = if with_residual {
+                            y.iter().zip(&residual).map(|(y, r)| y + r).collect()
+                        } else {
+                            y.clone()
+                        };
+                        let expected = [y, shifted(&dx), shifted(&dweight), shifted(&dbias)];
+                        let results = run(rows, dims, with_residual, into);
+                        for ((a, e), name) in results.iter().zip(&expected).zip(["y", "dx", "dweight", "dbias"]) {
+                            assert_close(&format!("{name} {rows} {dims:?} {level:?} {into:?}"), a, e, 2e-5);
+                        }
+                    }
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn without_a_bias_the_product_stands_alone_or_on_the_residual() {
+        let dims = Dims { inputs: 2, outputs: 1, orientation: Orientation::OutIn };
+        let weight = Weight { data: &[2.0, 3.0], dims };
+        let mut y = [9.0, 9.0];
+        forward(&[1.0, 1.0, 2.0, 0.0], weight, None, None, &mut y);
+        assert_eq!(y, [5.0, 4.0]);
+        forward(&[1.0, 1.0, 2.0, 0.0], weight, None, Some(&[10.0, 20.0]), &mut y);
+        assert_eq!(y, [15.0, 24.0]);
+    }
+
+    #[test]
+    fn any_number_of_threads_gives_the_same_bits() {
+        let dims = Dims { inputs: 70, outputs: 300, orientation: Orientation::InOut };
+        assert_same_bits_for_any_threads(|| run(257, dims, true, Into::Accumulate).concat());
+    }
+
+    #[test]
+    fn the_references_gradients_are_those_of_finite_differences() {
+        let dims = Dims { inputs: 3, outputs: 4, orientation: Orientation::OutIn };
+        let [x, weight, bias, dy] = [normal(1, 6), normal(2, 12), normal(3, 4), normal(4, 8)].map(|v| to_f64(&v));
+        let loss = |x: &[f64], weight: &[f64], bias: &[f64]| weighted(&reference::forward(x, weight, dims, bias), &dy);
+        let (dx, dweight, dbias) = reference::backward(&x, &weight, dims, &dy);
+        assert_same_gradient("dx", &dx, &differences(&x, |x| loss(x, &weight, &bias)));
+        assert_same_gradient("dweight", &dweight, &differences(&weight, |weight| loss(&x, weight, &bias)));
+        assert_same_gradient("dbias", &dbias, &differences(&bias, |bias| loss(&x, &weight, bias)));
+    }
+}

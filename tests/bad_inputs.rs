@@ -1,0 +1,238 @@
+//! Bad input gets a clear error (what, where, what to do) and leaves nothing half-written.
+
+mod common;
+
+use common::*;
+use std::path::Path;
+use std::process::Command;
+
+/// The command fails with `code`, says all of `words`, and makes no run folder.
+fn refuses(command: &mut Command, run_folder: &Path, code: i32, words: &[&str]) {
+    let output = run(command);
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(code), "{command:?}\n{text}");
+    for word in words {
+        assert!(text.contains(word), "{word:?} is missing in: {text}");
+    }
+    assert!(!text.contains("panicked"), "{text}");
+    assert!(!run_folder.exists(), "{} was made", run_folder.display());
+}
+
+struct Case {
+    folder: tempfile::TempDir,
+}
+
+impl Case {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().expect("a scratch folder") }
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> std::path::PathBuf {
+        let path = self.path(name);
+        std::fs::write(&path, bytes).expect("a scratch file");
+        path
+    }
+
+    fn run_folder(&self) -> std::path::PathBuf {
+        self.path("run")
+    }
+
+    fn pretrain(&self, settings: &[&str]) -> Command {
+        let config = small_config(self.folder.path(), 4, 2);
+        let mut command = vrtrain();
+        command.current_dir(self.folder.path());
+        command.args(["pretrain", "--config"]).arg(config).arg("--run-dir").arg(self.run_folder());
+        settings.iter().for_each(|setting| {
+            command.args(["--set", setting]);
+        });
+        command
+    }
+}
+
+#[test]
+fn a_missing_file_a_typo_and_a_conflict_are_config_errors() {
+    let case = Case::new();
+    let missing = run(vrtrain().args(["pretrain", "--config", "/no/such.toml"]));
+    assert_eq!(missing.status.code(), Some(2));
+    assert!(stderr(&missing).contains("/no/such.toml"));
+    let folder = case.run_folder();
+    refuses(&mut case.pretrain(&["data.source='gone.bin'"]), &folder, 2, &["data.source", "gone.bin"]);
+    refuses(&mut case.pretrain(&["optimizer.beta4=1"]), &folder, 2, &["beta4", "beta3"]);
+    refuses(&mut case.pretrain(&["train.stepz=1"]), &folder, 2, &["train.stepz", "train.steps"]);
+    refuses(&mut case.pretrain(&["train.steps=many"]), &folder, 2, &["train.steps"]);
+    refuses(&mut case.pretrain(&["train.tokens=5"]), &folder, 2, &["train.tokens", "train.steps"]);
+    refuses(&mut case.pretrain(&["optimizer.name=vradm"]), &folder, 2, &["vradm", "vradam"]);
+    refuses(&mut case.pretrain(&["optimizer.lr=-1"]), &folder, 2, &["lr"]);
+    refuses(&mut case.pretrain(&["train.sequence_length=64"]), &folder, 2, &["sequence_length"]);
+    refuses(&mut case.pretrain(&["schedule.warmup_steps=-1"]), &folder, 2, &["warmup_steps"]);
+    refuses(
+        &mut case.pretrain(&["train.device=cuda:0"]),
+        &folder,
+        if cfg!(feature = "cuda") { 1 } else { 2 },
+        &["cuda"],
+    );
+    case.write("typo.toml", b"[train]\nstepps = 3\n");
+    let output = run(vrtrain().current_dir(case.folder.path()).args(["pretrain", "--config", "typo.toml"]));
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("typo.toml:2") && stderr(&output).contains("did you mean `train.steps`"));
+}
+
+#[test]
+fn torn_empty_and_foreign_data_are_named() {
+    let case = Case::new();
+    let folder = case.run_folder();
+    case.write("torn.parquet", b"PAR1 this is not the end");
+    case.write("empty.bin", b"");
+    case.write("odd.bin", &[1, 0, 2]);
+    case.write("large.bin", &[255u8; 4096]);
+    case.write("bad.jsonl", b"{\"text\": \"a\"}\n{\"text\": \n");
+    case.write("column.jsonl", b"{\"body\": \"a\"}\n");
+    case.write("short.bin", &[1, 0, 2, 0]);
+    let tokenizer = fixture_tokenizer(&case);
+    let with_tokenizer = format!("tokenizer.source='{tokenizer}'");
+    let vocabulary = "model.vocab_size=2000";
+    let source = |name: &str| format!("data.source='{name}'");
+    refuses(&mut case.pretrain(&[&source("torn.parquet"), &with_tokenizer, vocabulary]), &folder, 1, &["torn.parquet"]);
+    refuses(&mut case.pretrain(&[&source("empty.bin")]), &folder, 1, &["empty.bin", "empty"]);
+    refuses(&mut case.pretrain(&[&source("odd.bin")]), &folder, 1, &["odd.bin", "odd"]);
+    refuses(&mut case.pretrain(&[&source("large.bin")]), &folder, 1, &["large.bin", "65535", "256"]);
+    refuses(&mut case.pretrain(&[&source("short.bin")]), &folder, 1, &["short.bin"]);
+    refuses(&mut case.pretrain(&[&source("bad.jsonl"), &with_tokenizer, vocabulary]), &folder, 1, &["bad.jsonl", "2"]);
+    refuses(
+        &mut case.pretrain(&[&source("column.jsonl"), &with_tokenizer, vocabulary]),
+        &folder,
+        1,
+        &["column.jsonl", "text"],
+    );
+    refuses(&mut case.pretrain(&[&source("bad.jsonl")]), &folder, 1, &["tokenizer"]);
+    std::fs::create_dir(case.path("nothing")).expect("a scratch folder");
+    refuses(&mut case.pretrain(&[&source("nothing")]), &folder, 1, &["nothing"]);
+}
+
+/// A small tokenizer, made by the binary's own quickstart.
+fn fixture_tokenizer(case: &Case) -> String {
+    let run = case.path("tokenizer-run");
+    succeed(
+        vrtrain()
+            .args(["pretrain", "--quiet", "--set", "train.steps=1", "--set", "train.micro_batch=1"])
+            .args([
+                "--set",
+                "train.tokens_per_step=256",
+                "--set",
+                "train.eval_every=0",
+                "--set",
+                "train.sample_every=0",
+                "--set",
+                "model.n_layer=1",
+                "--run-dir",
+            ])
+            .arg(&run),
+    );
+    run.join("model/tokenizer.json").display().to_string()
+}
+
+#[test]
+fn a_vocabulary_larger_than_the_models_is_refused() {
+    let case = Case::new();
+    let tokenizer = fixture_tokenizer(&case);
+    let text = case.write("text.txt", b"Tom has 3 apples and buys 4 more. How many apples does he have now?\n");
+    let settings = [format!("tokenizer.source='{tokenizer}'"), format!("data.source='{}'", text.display())];
+    let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+    refuses(&mut case.pretrain(&settings), &case.run_folder(), 2, &["256", "model.vocab_size"]);
+}
+
+#[test]
+fn poisoned_and_foreign_weights_are_refused() {
+    let case = Case::new();
+    let model = case.path("model");
+    std::fs::create_dir(&model).expect("a scratch folder");
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(fixture("gpt-nano-sort").join(name), model.join(name)).expect("the fixture is there");
+    }
+    let weights = model.join("model.safetensors");
+    let good = std::fs::read(&weights).expect("the weights");
+    let mut poisoned = good.clone();
+    let place = poisoned.len() - 4;
+    poisoned[place..].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&weights, &poisoned).expect("the weights can be changed");
+    let generate = |words: &[&str]| {
+        let output = run(vrtrain().arg("generate").arg(&model).args(["--prompt-ids", "0,1"]));
+        assert_eq!(output.status.code(), Some(1));
+        words.iter().for_each(|word| assert!(stderr(&output).contains(word), "{}", stderr(&output)));
+    };
+    generate(&["NaN", "poisoned"]);
+    std::fs::write(&weights, &good[..good.len() - 100]).expect("the weights can be changed");
+    generate(&["torn"]);
+    std::fs::write(&weights, &good).expect("the weights can be changed");
+    let config = std::fs::read_to_string(model.join("config.json")).expect("the config");
+    std::fs::write(model.join("config.json"), config.replace("\"n_embd\": 48", "\"n_embd\": 24")).expect("writable");
+    generate(&["shape", "another model"]);
+}
+
+#[test]
+fn a_checkpoint_of_another_model_is_refused_on_resume() {
+    let case = Case::new();
+    succeed(case.pretrain(&[]).arg("--quiet"));
+    let other = case.path("other");
+    succeed(case.pretrain(&["model.n_embd=16"]).arg("--quiet").arg("--run-dir").arg(&other).args(["--set", "seed=5"]));
+    let (from, to) = (other.join("checkpoints"), case.run_folder().join("checkpoints"));
+    std::fs::remove_dir_all(&to).expect("ours");
+    std::fs::rename(from, to).expect("a checkpoint can be moved");
+    let mut command = case.pretrain(&["train.steps=9"]);
+    let output = run(command.arg("--resume"));
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("another model"), "{}", stderr(&output));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_leaves_no_half_written_checkpoint() {
+    let mount = tempfile::tempdir().expect("a scratch folder");
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=600k", "none"]).arg(mount.path()).status();
+    if !mounted.is_ok_and(|status| status.success()) {
+        eprintln!("skipping a_full_disk_leaves_no_half_written_checkpoint: no right to mount a tmpfs");
+        return;
+    }
+    let case = Case::new();
+    let path = mount.path().join("run");
+    let config = small_config(case.folder.path(), 4, 2);
+    let output = run(vrtrain().args(["pretrain", "--config"]).arg(config).arg("--run-dir").arg(&path));
+    let text = stderr(&output);
+    let leftovers: Vec<_> = std::fs::read_dir(path.join("checkpoints")).map_or(Vec::new(), |entries| {
+        entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    });
+    let unmounted = Command::new("umount").arg(mount.path()).status();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("No space left") && text.contains("checkpoint"), "{text}");
+    assert!(leftovers.iter().all(|name| !name.ends_with(".tmp")), "{leftovers:?}");
+    assert!(unmounted.is_ok_and(|status| status.success()));
+}
+
+#[test]
+fn a_run_folder_that_cannot_be_written_is_refused() {
+    let case = Case::new();
+    // A file where the folder should be: refused for everyone, root too.
+    case.write("taken", b"");
+    let config = small_config(case.folder.path(), 4, 2);
+    let output = run(vrtrain().args(["pretrain", "--config"]).arg(config).arg("--run-dir").arg(case.path("taken/run")));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("taken"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_loss_that_is_not_finite_ends_the_run_without_a_checkpoint_of_it() {
+    let case = Case::new();
+    let output =
+        run(&mut case.pretrain(&["optimizer.lr=1e30", "train.grad_clip=0", "train.steps=50", "optimizer.beta3=0"]));
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("micro-batch") || text.contains("not finite"), "{text}");
+    for step in std::fs::read_dir(case.run_folder().join("checkpoints")).into_iter().flatten().flatten() {
+        let output = run(vrtrain().arg("generate").arg(step.path()).args(["--prompt-ids", "1"]));
+        assert!(output.status.success(), "a poisoned checkpoint was written: {}", stderr(&output));
+    }
+}
