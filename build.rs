@@ -33,13 +33,14 @@ fn nvcc() -> PathBuf {
     env::var_os("NVCC").map(PathBuf::from).or_else(in_home).unwrap_or_else(|| "nvcc".into())
 }
 
-/// `-fmad=false`: a product and a sum are rounded apart, as the CPU path does it, so that both give the same bits.
+/// Every kernel file begins with what they share. `-fmad=false`: a product and a sum are rounded apart, as the CPU path does it, so that both give the same bits.
 /// The kernels wait for memory, not for arithmetic.
 fn compile(nvcc: &Path, source: &Path, out: &Path) -> Result<(), String> {
     let name = source.with_extension("ptx");
     let target = out.join(name.file_name().ok_or("a kernel without a file name")?);
     let mut command = Command::new(nvcc);
     command.args(["-ptx", "-O3", "--std=c++17", "-lineinfo", "-fmad=false", "-Werror", "all-warnings"]);
+    command.args(["-include", "kernels/flat.cuh"]);
     command.arg(format!("-arch={ARCHITECTURE}")).arg("-o").arg(&target).arg(source);
     let status = command.status().map_err(|e| {
         format!(

@@ -268,17 +268,17 @@ std::vector<unsigned> schedule(unsigned count) {
   return order;
 }
 
+// Stacks are kept for the next launch: making them is slow.
 void make_fibres(unsigned count) {
-  auto& fibres = machine.fibres;
-  if (fibres.size() == count) return;
-  for (auto& fibre : fibres) munmap(fibre.stack, STACK_BYTES);
-  fibres.assign(count, Fibre{});
-  for (auto& fibre : fibres) {
+  static std::vector<char*> stacks;
+  while (stacks.size() < count) {
     void* stack = mmap(nullptr, STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (stack == MAP_FAILED) stop("no memory for the stacks of a block", nullptr);
     mprotect(stack, 4096, PROT_NONE);
-    fibre.stack = (char*)stack;
+    stacks.push_back((char*)stack);
   }
+  machine.fibres.resize(count);
+  for (unsigned i = 0; i < count; i++) machine.fibres[i].stack = stacks[i];
 }
 
 void run_block() {
