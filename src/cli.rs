@@ -1,7 +1,7 @@
 //! The command line: arguments, dispatch, the error chain, exit codes. clap is known here alone.
 
-use crate::commands::{self, Ending, doctor, eval, export, generate, plan, pretrain};
-use crate::config::ConfigError;
+use crate::commands::{self, Ending, bench, doctor, eval, export, generate, plan, pretrain};
+use crate::config::{ConfigError, Recompute};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -43,6 +43,47 @@ enum Command {
     /// Say what a run would need (parameters, memory, FLOPs, download, time) before any allocation.
     #[command(after_help = "Example:\n  vrtrain plan --config configs/gpt2-124m.toml")]
     Plan(PlanArgs),
+    /// Measure this machine: a training step, or the optimizer alone.
+    #[command(subcommand)]
+    Bench(BenchCommand),
+}
+
+#[derive(Subcommand)]
+enum BenchCommand {
+    /// Tokens per second of a training step on random tokens, and where its time goes (default: GPT-2 124M).
+    Train(BenchTrainArgs),
+    /// VRAdam's step beside AdamW's and beside the time that memory needs, on 124M parameters (2.7 GB).
+    Optimizer {
+        /// Alternated pairs of steps.
+        #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..))]
+        pairs: u32,
+        /// One JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Args)]
+struct BenchTrainArgs {
+    #[arg(long, default_value_t = 12)]
+    n_layer: usize,
+    #[arg(long, default_value_t = 12)]
+    n_head: usize,
+    #[arg(long, default_value_t = 768)]
+    n_embd: usize,
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    micro_batch: u32,
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    sequence_length: u32,
+    /// Steps that are measured, after two that are not.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
+    steps: u32,
+    /// none, or block: keep each block's input alone and compute the rest again.
+    #[arg(long, default_value = "none", value_parser = ["none", "block"])]
+    recompute: String,
+    /// One JSON object.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Flags that choose a config.
@@ -89,13 +130,13 @@ struct GenerateArgs {
     #[arg(long, default_value_t = 128)]
     max_new_tokens: usize,
     /// 0 is greedy.
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     temperature: f64,
     /// Draw among the k likeliest tokens only.
     #[arg(long)]
     top_k: Option<usize>,
     /// Draw among the likeliest tokens whose probabilities reach p.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     top_p: Option<f64>,
     /// Seed of the draws.
     #[arg(long, default_value_t = 0)]
@@ -126,9 +167,12 @@ struct EvalArgs {
     /// The task.
     #[arg(long, value_parser = ["perplexity"])]
     task: String,
-    /// The text, jsonl, parquet or .bin file to score.
-    #[arg(long, value_name = "FILE")]
-    data: PathBuf,
+    /// What to score: a text, jsonl, parquet or .bin file, a folder, or a hub data set.
+    #[arg(long, value_name = "FILE|DATASET")]
+    data: String,
+    /// Which files of a folder or data set; may be given several times.
+    #[arg(long, value_name = "GLOB")]
+    files: Vec<String>,
     /// Column of the text in parquet and jsonl files.
     #[arg(long, default_value = "text")]
     text_column: String,
@@ -212,11 +256,23 @@ fn run(command: Command) -> anyhow::Result<Ending> {
         Command::Eval(args) => eval::run(&eval::Options {
             target: args.target,
             data: args.data,
+            files: args.files,
             text_column: args.text_column,
             window: args.window,
             max_tokens: args.max_tokens,
             json: args.json,
         }),
+        Command::Bench(BenchCommand::Train(args)) => bench::train(&bench::TrainOptions {
+            n_layer: args.n_layer,
+            n_head: args.n_head,
+            n_embd: args.n_embd,
+            micro_batch: args.micro_batch as usize,
+            sequence_length: args.sequence_length as usize,
+            steps: args.steps as usize,
+            recompute: if args.recompute == "block" { Recompute::Block } else { Recompute::None },
+            json: args.json,
+        }),
+        Command::Bench(BenchCommand::Optimizer { pairs, json }) => bench::optimizer(pairs as usize, json),
         Command::Doctor(args) => doctor::run(args.json),
         Command::Plan(args) => {
             plan::run(&plan::Options { config: config(args.config), tokens_per_s: args.tokens_per_s, json: args.json })

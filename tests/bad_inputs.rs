@@ -178,7 +178,10 @@ fn a_checkpoint_of_another_model_is_refused_on_resume() {
     let case = Case::new();
     succeed(case.pretrain(&[]).arg("--quiet"));
     let other = case.path("other");
-    succeed(case.pretrain(&["model.n_embd=16"]).arg("--quiet").arg("--run-dir").arg(&other).args(["--set", "seed=5"]));
+    let config = small_config(case.folder.path(), 4, 2);
+    let mut narrower = vrtrain();
+    narrower.args(["pretrain", "--quiet", "--set", "model.n_embd=16", "--config"]).arg(config);
+    succeed(narrower.arg("--run-dir").arg(&other));
     let (from, to) = (other.join("checkpoints"), case.run_folder().join("checkpoints"));
     std::fs::remove_dir_all(&to).expect("ours");
     std::fs::rename(from, to).expect("a checkpoint can be moved");

@@ -1,5 +1,6 @@
 //! The subcommands, one file each: the only place where data, model, optimizer and loop meet.
 
+pub mod bench;
 pub mod doctor;
 pub mod eval;
 pub mod export;

@@ -64,12 +64,16 @@ pub fn run(options: &Options) -> Result<Ending> {
     let vocabulary = prepared.model.vocab_size;
     let settings = setup::stream_settings(&prepared.config, vocabulary);
     let (tokenizer, from) = (prepared.tokenizer.as_ref(), resumed.as_ref().map(|(state, _)| &state.position));
-    let stream = TokenStream::open(Arc::clone(&prepared.data.training), tokenizer, &settings, from)?;
+    let mut stream = TokenStream::open(Arc::clone(&prepared.data.training), tokenizer, &settings, from)?;
+    // Waits for the first row: data that cannot be read are refused before a run folder is there.
+    stream.epoch().context("cannot read the training data")?;
     let validation = setup::validation_set(&prepared.config, &prepared.data, tokenizer, vocabulary)?;
 
     let folder = RunFolder::open(&path)?;
-    write_model_folder(&prepared, &stored)?;
     folder.write_config(&prepared.config.to_toml())?;
+    if resumed.is_none() {
+        write_model_folder(&prepared, &stored)?;
+    }
     let state = resumed.map(|(state, _)| state);
     if verbosity == Verbosity::Normal {
         announce(&prepared, &layout, &path, validation.as_ref(), state.as_ref());
@@ -115,6 +119,11 @@ fn choose(options: &Options) -> Result<(RunConfig, Start, PathBuf)> {
     let Some(path) = options.run_dir.as_ref().map(run_dir) else {
         return Err(ConfigError::flag("--resume", "give the run with --run-dir").into());
     };
+    if !is_run(&path) && options.config.file.is_some() {
+        RunFolder::check_fresh(&path)?;
+        eprintln!("{} is no run yet: starting from the beginning", path.display());
+        return Ok((options.config.load()?, Start::Fresh, path));
+    }
     if !is_run(&path) {
         let message = format!("{} is not a run (it has no config.toml)", path.display());
         return Err(ConfigError::flag("--run-dir", message).into());

@@ -154,6 +154,15 @@ impl DataSet {
         &self.names
     }
 
+    /// The files in a message: the first one's name, and how many more there are.
+    pub fn describe(&self) -> String {
+        match self.names.as_slice() {
+            [] => "no file".into(),
+            [only] => only.clone(),
+            [first, rest @ ..] => format!("{first} and {} more", rest.len()),
+        }
+    }
+
     /// Rows an epoch has, known of token files alone.
     pub fn rows(&self, sequence_length: usize) -> Option<u64> {
         match &self.contents {

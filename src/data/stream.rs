@@ -258,7 +258,8 @@ impl TokenStream {
         // After a resume near the end one epoch may well give no row; the one after it is complete.
         if self.empty_epochs == 2 {
             bail!(
-                "the data hold {} tokens, but a row takes {} (sequence_length + 1): use more data or shorter sequences",
+                "the data ({}) hold {} tokens, but a row takes {} (sequence_length + 1): use more data or shorter sequences",
+                self.plan.data.describe(),
                 self.tokens_in_epoch,
                 self.plan.sequence_length + 1
             );
@@ -338,7 +339,8 @@ fn check_vocabulary(data: &DataSet, tokenizer: Option<&TextTokenizer>, settings:
     if let Contents::Tokens(files) = &data.contents {
         ensure!(
             files.rows(sequence_length) > 0,
-            "the data hold {} tokens, but a row takes {} (sequence_length + 1): use more data or shorter sequences",
+            "the data ({}) hold {} tokens, but a row takes {} (sequence_length + 1): use more data or shorter sequences",
+            data.describe(),
             files.tokens(),
             sequence_length + 1
         );

@@ -82,11 +82,13 @@ impl Transport {
         let client = Client::builder()
             .user_agent(concat!("vrtrain/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
+            // One connection a body: a stalled or broken one takes no other along.
+            .http1_only()
             .connect_timeout(settings.stall)
             .timeout(settings.stall)
             .build()
             .map_err(|error| {
-                let problem = format!("cannot set up HTTP connections: {}", causes(&error));
+                let problem = format!("cannot set up HTTP connections: {}", explain(&error).1);
                 HubError::Setting { name: "TLS or proxy settings".into(), problem }
             })?;
         Ok(Self {
@@ -193,13 +195,15 @@ impl Transport {
 
     /// A connection that failed, stalled or was cut.
     pub fn broken(&self, url: &Url, error: &(dyn std::error::Error + 'static)) -> Trouble {
-        let text = causes(error);
-        let text = if text.contains("timed out") {
-            format!("nothing came from {} for {:.1} s", show(url), self.stall.as_secs_f64())
-        } else {
-            format!("{}: {text}", show(url))
-        };
-        Trouble::new(Cause::Network, text)
+        let (kind, text) = explain(error);
+        match kind {
+            Break::Stall => {
+                let text = format!("nothing came from {} for {:.1} s", show(url), self.stall.as_secs_f64());
+                Trouble::new(Cause::Network, text)
+            }
+            Break::Connect => Trouble::new(Cause::Unreachable, format!("cannot connect to {}: {text}", show(url))),
+            Break::Other => Trouble::new(Cause::Network, format!("{}: {text}", show(url))),
+        }
     }
 }
 
@@ -211,13 +215,12 @@ impl FileFacts {
         }
         // A redirect's own ETag is that of the pointer, not of the file.
         let direct = |name| status.is_success().then(|| text(name)).flatten();
-        if let Some(etag) = text("x-linked-etag").or_else(|| direct("etag")) {
+        if let Some(etag) = text("x-linked-etag").or_else(|| direct("etag").filter(|_| self.etag.is_none())) {
             self.etag = Some(etag.trim_start_matches("W/").trim_matches('"').to_string());
         }
         let whole_length = || (status == StatusCode::OK).then(|| text("content-length")).flatten();
-        if let Some(size) = text("x-linked-size").or_else(whole_length).and_then(|size| size.parse().ok()) {
-            self.size = Some(size);
-        }
+        let size = text("x-linked-size").or_else(|| whole_length().filter(|_| self.size.is_none()));
+        self.size = size.and_then(|size| size.parse().ok()).or(self.size);
     }
 }
 
@@ -242,34 +245,33 @@ pub(super) fn show(url: &Url) -> String {
     format!("{host}{port}{}", url.path())
 }
 
-/// An error with its causes. reqwest's own texts would name the whole URL.
-fn causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut texts = Vec::new();
+enum Break {
+    Connect,
+    Stall,
+    Other,
+}
+
+/// What broke, and the texts of the causes below reqwest's own, which would name the whole URL.
+fn explain(error: &(dyn std::error::Error + 'static)) -> (Break, String) {
+    let (mut kind, mut texts) = (Break::Other, Vec::new());
     let mut next = Some(error);
     while let Some(error) = next {
-        let text = match error.downcast_ref::<reqwest::Error>() {
-            Some(error) if error.is_timeout() => "timed out".to_string(),
-            Some(error) if error.is_connect() => "cannot connect".to_string(),
-            Some(error) if error.is_body() || error.is_decode() => "the body broke off".to_string(),
-            Some(_) => "the request failed".to_string(),
-            None => error.to_string(),
+        // A body's errors are reqwest's in the wrapping of an io::Error that repeats their text.
+        let wrapped = error.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref());
+        let request = match wrapped {
+            Some(inner) => inner.downcast_ref::<reqwest::Error>(),
+            None => error.downcast_ref::<reqwest::Error>(),
         };
-        // An io::Error that wraps one of reqwest's repeats its text, URL and all.
-        let wraps_request = error
-            .downcast_ref::<std::io::Error>()
-            .and_then(|error| error.get_ref())
-            .is_some_and(|inner| inner.downcast_ref::<reqwest::Error>().is_some());
-        if wraps_request {
-            next = error
-                .downcast_ref::<std::io::Error>()
-                .and_then(|error| error.get_ref())
-                .map(|inner| inner as &(dyn std::error::Error + 'static));
-            continue;
-        }
-        if texts.last() != Some(&text) {
-            texts.push(text);
+        match request {
+            Some(request) if request.is_timeout() => kind = Break::Stall,
+            Some(request) if request.is_connect() => kind = Break::Connect,
+            Some(_) => {}
+            None => texts.push(error.to_string()),
         }
         next = error.source();
     }
-    texts.join(": ")
+    // hyper's headline says no more than `kind`.
+    texts.retain(|text| !text.starts_with("client error ("));
+    texts.dedup();
+    (kind, texts.join(": "))
 }

@@ -23,7 +23,7 @@ impl Lookalike {
             return None;
         };
         let root = Path::new(&shared).join("hub");
-        let mut child = Command::new("python3")
+        let child = Command::new("python3")
             .arg(root.join("hubserver.py"))
             .arg(&root)
             .args(["--seconds", "60"])
@@ -32,11 +32,14 @@ impl Lookalike {
             .stderr(Stdio::null())
             .spawn()
             .expect("python3 runs");
+        let home = tempfile::tempdir().expect("a folder");
+        let mut server = Self { child, endpoint: String::new(), root, home };
         let mut line = String::new();
-        BufReader::new(child.stdout.take()?).read_line(&mut line).expect("a line");
+        let stdout = server.child.stdout.take().expect("a pipe");
+        BufReader::new(stdout).read_line(&mut line).expect("a line");
         let ready: serde_json::Value = serde_json::from_str(&line).expect("its addresses");
-        let endpoint = ready["endpoint"].as_str()?.to_string();
-        Some(Self { child, endpoint, root, home: tempfile::tempdir().expect("a folder") })
+        server.endpoint = ready["endpoint"].as_str().expect("an address").to_string();
+        Some(server)
     }
 
     fn hub(&self, more: &[(&str, &str)]) -> Hub {

@@ -15,7 +15,8 @@ pub struct RemoteFile {
 }
 
 impl Hub {
-    /// A handle on `file` of a listing of `repo`. Nothing is fetched yet.
+    /// A handle on `file` of a listing of `repo`. Nothing is fetched yet. Keep it: it remembers where the hub redirects
+    /// to, which saves a request for each range.
     pub fn open(&self, repo: &RepoId, file: &HubFile) -> RemoteFile {
         let source = Source::new(&self.inner.settings.endpoint, repo, &file.path, file.size, file.identity());
         RemoteFile { hub: self.clone(), source }

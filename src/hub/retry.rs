@@ -12,7 +12,9 @@ pub struct RetryPolicy {
     pub longest_wait: Duration,
     /// `Retry-After` is honoured up to this long.
     pub longest_asked_wait: Duration,
-    /// Patience before this process has got anything from the hub: a run without a network fails soon.
+    /// Patience with a host that cannot be connected to, before the hub has answered once: no network fails soon.
+    pub connect_patience: Duration,
+    /// Patience with other failures before the hub has answered once.
     pub first_patience: Duration,
     /// Patience later: an outage of some minutes does not end a run of days.
     pub patience: Duration,
@@ -24,6 +26,7 @@ impl Default for RetryPolicy {
             first_wait: Duration::from_millis(100),
             longest_wait: Duration::from_secs(30),
             longest_asked_wait: Duration::from_secs(300),
+            connect_patience: Duration::from_secs(15),
             first_patience: Duration::from_secs(60),
             patience: Duration::from_secs(900),
         }
@@ -47,7 +50,9 @@ pub(super) enum Contact {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
-    /// Connections, stalls, dropped bodies, 5xx, refusals of another host than the hub.
+    /// No connection.
+    Unreachable,
+    /// Stalls, dropped bodies, 5xx, refusals of another host than the hub.
     Network,
     /// 429.
     RateLimited,
@@ -107,6 +112,7 @@ impl<'a> Attempts<'a> {
         let jitter = RandomState::new().build_hasher().finish() as f64 / u64::MAX as f64;
         let wait = wait.mul_f64(1.0 + jitter / 4.0);
         let patience = match (trouble.cause, contact) {
+            (Cause::Unreachable, Contact::None) => self.policy.connect_patience,
             (Cause::Network, Contact::None) => self.policy.first_patience,
             _ => self.policy.patience,
         };
@@ -142,8 +148,9 @@ mod tests {
             first_wait: ms(1),
             longest_wait: ms(4),
             longest_asked_wait: ms(20),
-            first_patience: ms(30),
-            patience: ms(120),
+            connect_patience: ms(5),
+            first_patience: ms(40),
+            patience: ms(160),
         }
     }
 
@@ -169,11 +176,14 @@ mod tests {
 
     #[test]
     fn patience_is_short_before_first_contact_longer_after_and_always_bounded() {
+        let (unreachable, error) = until_the_end(Cause::Unreachable, Contact::None);
+        assert!(matches!(error, HubError::GivenUp { attempts: 2.., .. }), "{error}");
         let (first, error) = until_the_end(Cause::Network, Contact::None);
-        assert!(matches!(error, HubError::GivenUp { attempts: 5.., .. }), "{error}");
-        let (later, error) = until_the_end(Cause::Network, Contact::Made);
         assert!(error.to_string().contains("broken"), "{error}");
-        assert!(first < Duration::from_millis(60) && later > Duration::from_millis(100), "{first:?} {later:?}");
+        let (later, _) = until_the_end(Cause::Unreachable, Contact::Made);
+        // Each ends at the last wait that still fits.
+        let ms = [unreachable, first, later].map(|time| time.as_millis());
+        assert!(ms[0] < 35 && ms[1] >= 35 && ms[1] < 155 && ms[2] >= 155, "{ms:?}");
         let (_, error) = until_the_end(Cause::RateLimited, Contact::None);
         assert!(matches!(error, HubError::RateLimited { .. }) && error.to_string().contains("HF_TOKEN"), "{error}");
     }
@@ -190,7 +200,7 @@ mod tests {
     #[test]
     fn retry_after_is_honoured_up_to_the_cap() {
         let policy = short();
-        for (asked, at_least, below) in [(15, 15, 40), (60_000, 20, 60)] {
+        for (asked, at_least, below) in [(15, 15, 2000), (60_000, 20, 2000)] {
             let mut attempts = Attempts::new(&policy, "it".into(), true);
             let trouble =
                 Trouble { asked_wait: Some(Duration::from_millis(asked)), ..Trouble::new(Cause::RateLimited, "429") };

@@ -28,7 +28,10 @@ impl Engine {
     /// The loss of a micro-batch; its gradient is written or added to the store's.
     pub fn gradients(&mut self, store: &mut ParameterStore, batch: Batch, labels: Labels) -> Result<LossSum> {
         match self {
-            Self::Cpu(model) => store.backward(|weights, slots| model.gradients(weights, slots, batch, labels))?,
+            // Inside the pool: an operation called from outside would wake it up each time.
+            Self::Cpu(model) => {
+                rayon::scope(|_| store.backward(|weights, slots| model.gradients(weights, slots, batch, labels))?)
+            }
             Self::Generic(model) => match labels {
                 Labels::Data => {
                     Ok(model.gradients(store, batch.inputs, batch.targets, batch.rows, batch.sequence_length())?)
@@ -41,7 +44,7 @@ impl Engine {
     /// The loss of a batch alone.
     pub fn loss(&mut self, store: &ParameterStore, batch: Batch) -> Result<LossSum> {
         match self {
-            Self::Cpu(model) => slice(store.weights(), |weights| Ok(model.loss(weights, batch)?.0))?,
+            Self::Cpu(model) => rayon::scope(|_| slice(store.weights(), |weights| Ok(model.loss(weights, batch)?.0))?),
             Self::Generic(model) => {
                 Ok(model.loss(store, batch.inputs, batch.targets, batch.rows, batch.sequence_length())?)
             }

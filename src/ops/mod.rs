@@ -15,10 +15,13 @@ pub mod embedding;
 pub mod layer_norm;
 pub mod linear;
 pub mod product;
+pub mod profile;
 pub mod rms_norm;
 pub mod rotary;
 
 mod parallel;
+#[cfg(test)]
+mod pytorch;
 mod simd;
 #[cfg(test)]
 mod testing;

@@ -72,11 +72,50 @@ impl<'a> SharedRows<'a> {
     /// Copies `values` to `row`, from `column` on.
     ///
     /// # Safety
-    /// No other thread writes any of these elements while this `SharedRows` lives.
+    /// As for [`Self::segment`].
     pub unsafe fn write(&self, row: usize, column: usize, values: &[f32]) {
+        // SAFETY: the caller keeps the segment to itself.
+        unsafe { self.segment(row, column, values.len()) }.copy_from_slice(values);
+    }
+
+    /// The `len` elements of `row` from `column` on.
+    ///
+    /// # Safety
+    /// Nobody else reads or writes any of these elements while the result lives, and no other thread does while this
+    /// `SharedRows` lives.
+    #[allow(clippy::mut_from_ref, reason = "handing out disjoint segments is what the type is for")]
+    pub unsafe fn segment(&self, row: usize, column: usize, len: usize) -> &mut [f32] {
         let start = row * self.row_stride + column;
-        assert!(start + values.len() <= self.len, "a segment lies outside its matrix");
-        // SAFETY: the segment lies inside the borrowed slice, and nobody else touches it meanwhile.
-        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.data.add(start), values.len()) }
+        assert!(start + len <= self.len, "a segment lies outside its matrix");
+        // SAFETY: the segment lies inside the borrowed slice, and the caller has it alone.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(start), len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_runs_once_whether_scratch_is_scarce_or_plenty() {
+        for (tasks, scratch_len) in [(0, 4), (1, 4), (100, 4), (100, 11), (3, 400)] {
+            let mut results = vec![0.0f32; 2 * tasks];
+            let shared = SharedRows::new(&mut results, 2);
+            for_each_with_scratch(tasks, 4, &mut vec![0.0; scratch_len], |task, scratch| {
+                assert_eq!(scratch.len(), 4);
+                // SAFETY: each task has a row of its own.
+                unsafe { shared.write(task, 1, &[task as f32 + 1.0]) };
+            });
+            let expected: Vec<f32> = (0..tasks).flat_map(|task| [0.0, task as f32 + 1.0]).collect();
+            assert_eq!(results, expected, "{tasks} tasks, {scratch_len} elements");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "outside its matrix")]
+    fn a_segment_outside_the_matrix_is_refused() {
+        let mut matrix = [0.0; 6];
+        // SAFETY: there is one thread.
+        unsafe { SharedRows::new(&mut matrix, 3).write(1, 2, &[1.0, 2.0]) };
     }
 }

@@ -1,8 +1,10 @@
 //! AdaBelief (Zhuang et al., arXiv 2010.07468), without rectification.
 //!
-//!     v = b1 v + (1-b1) g
-//!     s = b2 s + (1-b2) (g-v)^2 + eps                     eps stays in the state
-//!     theta = theta (1 - eta lambda) - eta (v / (1-b1^t)) / (sqrt(s) / sqrt(1-b2^t) + eps)
+//! ```text
+//! v = b1 v + (1-b1) g
+//! s = b2 s + (1-b2) (g-v)^2 + eps                     eps stays in the state
+//! theta = theta (1 - eta lambda) - eta (v / (1-b1^t)) / (sqrt(s) / sqrt(1-b2^t) + eps)
+//! ```
 
 use super::adam::correction;
 use super::elementwise::{At, Blend, Method, Prepared};

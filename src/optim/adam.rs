@@ -1,9 +1,11 @@
 //! Adam and its two closest kin: AdamW (Loshchilov and Hutter, arXiv 1711.05101) and VRAdam (arXiv 2505.13196).
 //!
-//!     v = b1 v + (1-b1) g              velocity (Adam's first moment)
-//!     m = b2 m + (1-b2) g^2            second moment
-//!     eta = s(t) lr / (1 + min(b3 ||v||^2, alpha1))        VRAdam, over all parameters; AdamW: s(t) lr
-//!     theta = theta (1 - eta lambda) - eta (v / (1-b1^t)) / (sqrt(m / (1-b2^t)) + eps)
+//! ```text
+//! v = b1 v + (1-b1) g              velocity (Adam's first moment)
+//! m = b2 m + (1-b2) g^2            second moment
+//! eta = s(t) lr / (1 + min(b3 ||v||^2, alpha1))        VRAdam, over all parameters; AdamW: s(t) lr
+//! theta = theta (1 - eta lambda) - eta (v / (1-b1^t)) / (sqrt(m / (1-b2^t)) + eps)
+//! ```
 //!
 //! Adam has no gate, and its decay is part of the gradient: g += lambda theta. VRAdam with b3 = 0 is AdamW, by the
 //! same code and so bit for bit.

@@ -3,7 +3,9 @@
 //! With clip factor c, and a velocity that moves as v' = keep v + take c g, the norm that the gate needs is known
 //! before the velocity has moved:
 //!
-//!     ||v'||^2 = keep^2 ||v||^2 + 2 keep take c <v, g> + (take c)^2 ||g||^2
+//! ```text
+//! ||v'||^2 = keep^2 ||v||^2 + 2 keep take c <v, g> + (take c)^2 ||g||^2
+//! ```
 //!
 //! The reduction reads g and v (8 bytes an element), the update reads and writes the rest (28 for two states), and
 //! sums the new ||v||^2 exactly for the next step, so nothing drifts. Where no such identity holds (weight decay

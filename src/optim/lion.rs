@@ -1,7 +1,9 @@
 //! Lion (Chen et al., "Symbolic discovery of optimization algorithms", arXiv 2302.06675).
 //!
-//!     theta = theta (1 - eta lambda) - eta sign(b1 v + (1-b1) g)
-//!     v = b2 v + (1-b2) g
+//! ```text
+//! theta = theta (1 - eta lambda) - eta sign(b1 v + (1-b1) g)
+//! v = b2 v + (1-b2) g
+//! ```
 
 use super::elementwise::{At, Blend, Method, Prepared};
 use super::kernel::Rule;

@@ -1,10 +1,12 @@
 //! Muon (Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024): orthogonalised momentum for
 //! the hidden matrices, AdamW for everything else.
 //!
-//!     v = mu v + (1-mu) g
-//!     u = (1-mu) g + mu v                               Nesterov
-//!     O = five steps of X <- a X + (b XX' + c (XX')^2) X from X = u / (||u||_F + 1e-7), (a, b, c) = (3.4445, -4.7750, 2.0315)
-//!     theta = theta (1 - eta lambda) - eta sqrt(max(1, out/in)) O
+//! ```text
+//! v = mu v + (1-mu) g
+//! u = (1-mu) g + mu v                               Nesterov
+//! O = five steps of X <- a X + (b XX' + c (XX')^2) X from X = u / (||u||_F + 1e-7), (a, b, c) = (3.4445, -4.7750, 2.0315)
+//! theta = theta (1 - eta lambda) - eta sqrt(max(1, out/in)) O
+//! ```
 //!
 //! The scale is the original one (also torch.optim.Muon's "original"), in which `lr` = 0.02 is usual; `out` and `in`
 //! are the layer's, however the matrix is stored (GPT-2 keeps its four projections as [in, out]). Hidden matrices are

@@ -1,7 +1,9 @@
 //! NAdam (Dozat, "Incorporating Nesterov momentum into Adam", 2016), with the momentum schedule of PyTorch.
 //!
-//!     mu_t = b1 (1 - 0.96^(t psi) / 2);  P_t = mu_1 mu_2 ... mu_t
-//!     theta -= eta [(1-mu_t) g / (1-P_t) + mu_{t+1} v / (1-P_t mu_{t+1})] / (sqrt(m / (1-b2^t)) + eps)
+//! ```text
+//! mu_t = b1 (1 - 0.96^(t psi) / 2);  P_t = mu_1 mu_2 ... mu_t
+//! theta -= eta [(1-mu_t) g / (1-P_t) + mu_{t+1} v / (1-P_t mu_{t+1})] / (sqrt(m / (1-b2^t)) + eps)
+//! ```
 //!
 //! with Adam's moving averages v and m. P_t is part of the state, and is rounded to f32 in every step, as PyTorch's is.
 

@@ -1,9 +1,11 @@
 //! RAdam (Liu et al., arXiv 1908.03265): Adam whose adaptive rate waits until its variance can be known.
 //!
-//!     rho_inf = 2/(1-b2) - 1;  rho = rho_inf - 2 t b2^t / (1-b2^t)
-//!     rho > 5:  r = sqrt((rho-4)(rho-2) rho_inf / ((rho_inf-4)(rho_inf-2) rho))
-//!               theta -= eta r (v / (1-b1^t)) sqrt(1-b2^t) / (sqrt(m) + eps)
-//!     else:     theta -= eta v / (1-b1^t)
+//! ```text
+//! rho_inf = 2/(1-b2) - 1;  rho = rho_inf - 2 t b2^t / (1-b2^t)
+//! rho > 5:  r = sqrt((rho-4)(rho-2) rho_inf / ((rho_inf-4)(rho_inf-2) rho))
+//!           theta -= eta r (v / (1-b1^t)) sqrt(1-b2^t) / (sqrt(m) + eps)
+//! else:     theta -= eta v / (1-b1^t)
+//! ```
 //!
 //! with Adam's moving averages v and m.
 

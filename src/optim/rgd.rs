@@ -1,9 +1,11 @@
 //! RGD, relativistic gradient descent (Franca, Sulam, Robinson and Vidal, arXiv 1903.04100): a conformal symplectic
 //! method whose speed has a limit, that of light.
 //!
-//!     g += lambda theta
-//!     p = mu p - h g
-//!     theta += eta c p / sqrt((m c)^2 + |p|^2)         |p| over all parameters; h the rate before, eta after a gate
+//! ```text
+//! g += lambda theta
+//! p = mu p - h g
+//! theta += eta c p / sqrt((m c)^2 + |p|^2)         |p| over all parameters; h the rate before, eta after a gate
+//! ```
 //!
 //! c is the speed of light, m the mass. The velocity of the state is p.
 

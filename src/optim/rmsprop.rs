@@ -1,9 +1,11 @@
 //! RMSProp (Tieleman and Hinton, lecture 6.5, 2012) with momentum, as PyTorch has it.
 //!
-//!     g += lambda theta
-//!     s = alpha s + (1-alpha) g^2
-//!     v = mu v + g / (sqrt(s) + eps)
-//!     theta -= eta v
+//! ```text
+//! g += lambda theta
+//! s = alpha s + (1-alpha) g^2
+//! v = mu v + g / (sqrt(s) + eps)
+//! theta -= eta v
+//! ```
 
 use super::elementwise::{At, Blend, Method, Prepared};
 use super::kernel::Rule;

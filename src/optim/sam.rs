@@ -1,8 +1,10 @@
 //! SAM, sharpness-aware minimization (Foret et al., arXiv 2010.01412), around any optimizer.
 //!
-//!     e = rho g / (||g|| + 1e-12)         over all parameters
-//!     g' = the gradient at theta + e, of the same batch
-//!     theta moves by the inner optimizer's step with g'
+//! ```text
+//! e = rho g / (||g|| + 1e-12)         over all parameters
+//! g' = the gradient at theta + e, of the same batch
+//! theta moves by the inner optimizer's step with g'
+//! ```
 //!
 //! The report (norm, clip, gate) is that of g'.
 

@@ -1,8 +1,10 @@
 //! Stochastic gradient descent with heavy-ball or Nesterov momentum, as PyTorch has it (Sutskever et al., 2013).
 //!
-//!     g += lambda theta
-//!     v = mu v + g
-//!     theta -= eta (g + mu v)       Nesterov;  otherwise theta -= eta v
+//! ```text
+//! g += lambda theta
+//! v = mu v + g
+//! theta -= eta (g + mu v)       Nesterov;  otherwise theta -= eta v
+//! ```
 
 use super::adam::Decay;
 use super::elementwise::{At, Blend, Method, Prepared};

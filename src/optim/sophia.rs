@@ -1,8 +1,10 @@
 //! SophiaG (Liu et al., arXiv 2305.14342): momentum clipped element by element against a diagonal of the Hessian.
 //!
-//!     on steps 1, 1 + k, 1 + 2k, ...:  h = b2 h + (1-b2) ghat^2
-//!     v = b1 v + (1-b1) g
-//!     theta = theta (1 - eta lambda) - eta sign(v) min(|v| / (rho B h + 1e-15), 1)
+//! ```text
+//! on steps 1, 1 + k, 1 + 2k, ...:  h = b2 h + (1-b2) ghat^2
+//! v = b1 v + (1-b1) g
+//! theta = theta (1 - eta lambda) - eta sign(v) min(|v| / (rho B h + 1e-15), 1)
+//! ```
 //!
 //! ghat is the mean gradient of the same batch with labels drawn from the model (Gauss, Newton and Bartlett), B the
 //! number of tokens of the step. The gate and the clip act on g, never on ghat.

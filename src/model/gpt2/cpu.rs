@@ -6,6 +6,7 @@
 use super::{BlockParameters, Gpt2Config, Gpt2Parameters, LinearParameters, NormParameters};
 use crate::config::Recompute;
 use crate::model::{Batch, Labels, LossSum};
+use crate::ops::profile::{Part, timed};
 use crate::ops::{Gradient, activation, attention, cross_entropy, embedding, layer_norm, linear};
 use crate::params::{GradientSlots, Layout};
 use anyhow::Result;
@@ -128,7 +129,7 @@ impl Model {
     ) {
         let epsilon = self.config.layer_norm_epsilon as f32;
         let (weight, bias) = (self.weight(weights, norm.weight), self.weight(weights, norm.bias));
-        layer_norm::forward(x, weight, bias, epsilon, y, mean, rstd);
+        timed(Part::Norm, || layer_norm::forward(x, weight, bias, epsilon, y, mean, rstd));
     }
 
     pub fn project(
@@ -139,7 +140,9 @@ impl Model {
         residual: Option<&[f32]>,
         y: &mut [f32],
     ) {
-        linear::forward(x, self.linear_weight(weights, layer), Some(self.weight(weights, layer.bias)), residual, y);
+        timed(Part::LinearForward, || {
+            linear::forward(x, self.linear_weight(weights, layer), Some(self.weight(weights, layer.bias)), residual, y)
+        });
     }
 
     /// One block: `x` [R, C] -> `y` [R, C].
@@ -176,13 +179,15 @@ impl Model {
         self.project(weights, block.attention_in, &normed_1[..narrow], None, &mut qkv[..3 * narrow]);
         let inputs = attention::Inputs::Fused(&qkv[..3 * narrow]);
         let lse = &mut log_sum_exp[..tokens * self.config.n_head];
-        attention::forward(shape, shape.scale(), inputs, &mut mixed[..narrow], lse, scratch);
+        timed(Part::AttentionForward, || {
+            attention::forward(shape, shape.scale(), inputs, &mut mixed[..narrow], lse, scratch)
+        });
         self.project(weights, block.attention_out, &mixed[..narrow], Some(x), &mut middle[..narrow]);
 
         let middle = &middle[..narrow];
         self.norm(weights, block.norm_2, middle, &mut normed_2[..narrow], &mut mean_2[..tokens], &mut rstd_2[..tokens]);
         self.project(weights, block.mlp_in, &normed_2[..narrow], None, &mut hidden[..inner]);
-        activation::gelu(&hidden[..inner], &mut activated[..inner]);
+        timed(Part::Activation, || activation::gelu(&hidden[..inner], &mut activated[..inner]));
         self.project(weights, block.mlp_out, &activated[..inner], Some(middle), y);
     }
 
@@ -197,9 +202,11 @@ impl Model {
         dx: &mut [f32],
     ) {
         let weight = self.linear_weight(weights, layer);
-        linear::backward_input(dy, weight, Gradient::overwrite(dx));
+        timed(Part::LinearInputGradient, || linear::backward_input(dy, weight, Gradient::overwrite(dx)));
         let (dweight, dbias) = slots.pair(layer.weight, layer.bias);
-        linear::backward_weight(x, dy, weight.dims, dweight.into(), Some(dbias.into()));
+        timed(Part::LinearWeightGradient, || {
+            linear::backward_weight(x, dy, weight.dims, dweight.into(), Some(dbias.into()))
+        });
     }
 
     #[allow(clippy::too_many_arguments, reason = "a norm's saved values, its gradients and scratch")]
@@ -216,7 +223,7 @@ impl Model {
     ) {
         let saved = layer_norm::Saved { x, weight: self.weight(weights, norm.weight), mean, rstd };
         let (dweight, dbias) = slots.pair(norm.weight, norm.bias);
-        layer_norm::backward(saved, dy, dx, dweight.into(), dbias.into(), scratch);
+        timed(Part::Norm, || layer_norm::backward(saved, dy, dx, dweight.into(), dbias.into(), scratch));
     }
 }
 
@@ -248,7 +255,7 @@ impl Model {
         let shape = self.attention(extent);
 
         self.project_backward(weights, slots, block.mlp_out, &saved.activated[..wide], d_stream, d_hidden);
-        activation::gelu_backward(&saved.hidden[..wide], d_hidden);
+        timed(Part::Activation, || activation::gelu_backward(&saved.hidden[..wide], d_hidden));
         self.project_backward(weights, slots, block.mlp_in, &saved.normed_2[..narrow], d_hidden, d_narrow);
         let statistics = (&saved.mean_2[..tokens], &saved.rstd_2[..tokens]);
         let d_middle = Gradient::accumulate(&mut *d_stream);
@@ -270,7 +277,9 @@ impl Model {
             log_sum_exp: &saved.log_sum_exp[..tokens * self.config.n_head],
         };
         let gradients = attention::InputGradients::Fused(&mut *d_qkv);
-        attention::backward(shape, shape.scale(), attention_saved, d_narrow, gradients, scratch);
+        timed(Part::AttentionBackward, || {
+            attention::backward(shape, shape.scale(), attention_saved, d_narrow, gradients, scratch)
+        });
         self.project_backward(weights, slots, block.attention_in, &saved.normed_1[..narrow], d_qkv, d_narrow);
         let statistics = (&saved.mean_1[..tokens], &saved.rstd_1[..tokens]);
         let d_input = Gradient::accumulate(d_stream);
@@ -366,7 +375,9 @@ impl Gpt2Cpu {
             first: 0,
         };
         let table = model.weight(weights, model.parameters.token_embedding);
-        embedding::forward(inputs, table, Some(positions), width, &mut buffers.stream[0][..narrow])?;
+        timed(Part::Embedding, || {
+            embedding::forward(inputs, table, Some(positions), width, &mut buffers.stream[0][..narrow])
+        })?;
         for (layer, block) in model.parameters.blocks.iter().enumerate() {
             let [x, y] = buffers.stream.get_disjoint_mut([layer, layer + 1]).expect("two neighbours of the stream");
             let place = layer.min(buffers.saved.len() - 1);
@@ -393,7 +404,9 @@ impl Gpt2Cpu {
         let (tokens, narrow) = (extent.tokens(), extent.tokens() * self.model.config.n_embd);
         let Buffers { normed, nll, scratch, .. } = &mut self.buffers;
         let head = self.model.head(weights);
-        let loss = cross_entropy::forward(&normed[..narrow], head, batch.targets, &mut nll[..tokens], scratch)?;
+        let loss = timed(Part::Head, || {
+            cross_entropy::forward(&normed[..narrow], head, batch.targets, &mut nll[..tokens], scratch)
+        })?;
         Ok((loss.into(), &nll[..tokens]))
     }
 
@@ -419,15 +432,17 @@ impl Gpt2Cpu {
             Labels::Data => cross_entropy::Labels::Given(batch.targets),
             Labels::Sampled(generator) => cross_entropy::Labels::Sampled { mask: batch.targets, generator },
         };
-        let loss = cross_entropy::forward_backward(
-            &normed[..narrow],
-            model.head(weights),
-            labels,
-            &mut nll[..tokens],
-            &mut d_narrow[..narrow],
-            Some(slots.slot(model.parameters.head).into()),
-            scratch,
-        )?;
+        let loss = timed(Part::Head, || {
+            cross_entropy::forward_backward(
+                &normed[..narrow],
+                model.head(weights),
+                labels,
+                &mut nll[..tokens],
+                &mut d_narrow[..narrow],
+                Some(slots.slot(model.parameters.head).into()),
+                scratch,
+            )
+        })?;
         let (last, statistics) = (&stream[model.config.n_layer][..narrow], (&mean[..tokens], &rstd[..tokens]));
         let gradient = Gradient::overwrite(d_stream);
         model.norm_backward(
@@ -459,9 +474,11 @@ impl Gpt2Cpu {
         }
 
         let width = model.config.n_embd;
-        embedding::backward(batch.inputs, d_stream, width, slots.slot(model.parameters.token_embedding).into())?;
+        timed(Part::Embedding, || {
+            embedding::backward(batch.inputs, d_stream, width, slots.slot(model.parameters.token_embedding).into())
+        })?;
         let positions = slots.slot(model.parameters.position_embedding).into();
-        embedding::backward_positions(d_stream, width, extent.time, positions);
+        timed(Part::Embedding, || embedding::backward_positions(d_stream, width, extent.time, positions));
         Ok(loss.into())
     }
 

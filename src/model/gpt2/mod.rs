@@ -19,3 +19,5 @@ use super::LossSum;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod trained_tests;

@@ -17,7 +17,7 @@ pub struct Cache<'a> {
     pub lengths: &'a [usize],
 }
 
-/// Length of the scratch that [`decode`] needs with the current pool.
+/// Length of the scratch that [`decode`] needs with the current pool: the scores of one head for each thread.
 pub fn decode_scratch_len(capacity: usize) -> usize {
     rayon::current_num_threads() * capacity
 }
@@ -38,17 +38,10 @@ pub fn decode(shape: Shape, scale: f32, q: &[f32], cache: Cache, y: &mut [f32], 
         let (b, h) = (task / heads, task % heads);
         let from = b * capacity * stride + h / (heads / kv_heads) * head_dim;
         let scores = &mut scores[..lengths[b]];
-        let query = &q[task * head_dim..][..head_dim];
-        let sum = scores_of(level, query, &keys[from..], stride, scale, scores);
-        // 8 KiB of a stack: heads of transformers have 16 to 256 elements, longer ones go in turns.
-        let mut result = [0.0f32; 2048];
-        for (turn, columns) in (0..head_dim).step_by(result.len()).enumerate() {
-            let result = &mut result[..(head_dim - columns).min(2048)];
-            mix(level, scores, 1.0 / sum, &values[from + columns..], stride, result);
-            debug_assert_eq!(columns, turn * 2048);
-            // SAFETY: this task alone has row `task` of y.
-            unsafe { y.write(task, columns, result) };
-        }
+        let sum = scores_of(level, &q[task * head_dim..][..head_dim], &keys[from..], stride, scale, scores);
+        // SAFETY: this task alone has row `task` of y.
+        let result = unsafe { y.segment(task, 0, head_dim) };
+        mix(level, scores, 1.0 / sum, &values[from..], stride, result);
     });
 }
 

@@ -4,7 +4,9 @@
 //! Saved for the backward pass is only each row's log of the sum of e^s (Dao, "FlashAttention-2", 2023), from which a
 //! block of p is formed again:
 //!
-//!     dp = dy v^T    ds = p * (dp - rowsum(dy * y))    dq = scale * ds k    dk = scale * ds^T q    dv = p^T dy
+//! ```text
+//! dp = dy v^T    ds = p * (dp - rowsum(dy * y))    dq = scale * ds k    dk = scale * ds^T q    dv = p^T dy
+//! ```
 //!
 //! Rows come in blocks of [`BLOCK`]; blocks above the diagonal are never formed. With fewer heads for keys and values
 //! than for queries (grouped-query attention), query head h reads key head h / (heads / kv_heads).

@@ -1,7 +1,7 @@
 //! Attention against its reference: shapes, layouts, instruction sets, threads, and gradients by differences.
 
-use super::super::reference;
-use super::*;
+use super::{backward, forward, scratch_len};
+use crate::ops::attention::{InputGradients, Inputs, Saved, Shape, reference};
 use crate::ops::testing::*;
 
 /// q, k, v, dy of `shape`.

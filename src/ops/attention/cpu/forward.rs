@@ -1,0 +1,86 @@
+//! The forward pass: blocks of query rows against all keys up to the diagonal.
+
+use super::parts::{copy_rows, parts, product, score_stride, split, transpose};
+use crate::ops::attention::{BLOCK, Inputs, Shape};
+use crate::ops::parallel::{SharedRows, for_each_with_scratch};
+use crate::ops::product::{Operand, Size};
+use crate::ops::simd::{LANES, Level, aligned, exp_in_place, kernel, max};
+
+/// Scratch of one thread in the forward pass: keys (transposed) and values of a head; queries, scores and results of a
+/// block, and two numbers for each of its rows.
+pub fn forward_part(shape: Shape) -> usize {
+    let (stride, head_dim) = (score_stride(shape), shape.head_dim);
+    (2 * stride * head_dim + BLOCK * (stride + 2 * head_dim + 2)).next_multiple_of(LANES)
+}
+
+/// y [B*T, heads * head_dim] and log_sum_exp [B, heads, T].
+pub fn forward(shape: Shape, scale: f32, inputs: Inputs, y: &mut [f32], log_sum_exp: &mut [f32], scratch: &mut [f32]) {
+    shape.check();
+    let Shape { batch, sequence, heads, kv_heads, head_dim } = shape;
+    let [q, k, v] = parts(shape, inputs);
+    assert_eq!(y.len(), shape.rows() * shape.q_width(), "attention: y is not [B*T, heads * head_dim]");
+    assert_eq!(log_sum_exp.len(), batch * heads * sequence, "attention: log_sum_exp is not [B, heads, T]");
+    let (level, stride) = (Level::current(), score_stride(shape));
+    let y = SharedRows::new(y, shape.q_width());
+    let log_sum_exp = SharedRows::new(log_sum_exp, sequence);
+    // Where heads are few, several tasks share one: each has every `turns`-th block, and all find the same bits.
+    let blocks = sequence.div_ceil(BLOCK);
+    let turns = (2 * rayon::current_num_threads()).div_ceil((batch * heads).max(1)).min(blocks);
+    for_each_with_scratch(batch * heads * turns, forward_part(shape), aligned(scratch), |task, scratch| {
+        let (head_index, turn) = (task / turns, task % turns);
+        let (b, h) = (head_index / heads, head_index % heads);
+        let kv_column = h / (heads / kv_heads) * head_dim;
+        let (keys, rest) = scratch.split_at_mut(head_dim * stride);
+        let (values, rest) = rest.split_at_mut(stride * head_dim);
+        transpose(level, k.from(b * sequence, kv_column), k.row_stride, sequence, head_dim, keys, stride);
+        let from_v = v.from(b * sequence, kv_column);
+        copy_rows(level, from_v, v.row_stride, 1.0, head_dim, &mut values[..sequence * head_dim]);
+        for first in (turn..blocks).step_by(turns).map(|block| block * BLOCK) {
+            let (rows, columns) = (BLOCK.min(sequence - first), (first + BLOCK).min(sequence));
+            let [queries, rest] = split(rest, BLOCK * head_dim, rows * head_dim);
+            let [scores, rest] = split(rest, BLOCK * stride, rows * stride);
+            let [results, rest] = split(rest, BLOCK * head_dim, rows * head_dim);
+            let [inverses, logs] = split(rest, BLOCK, rows);
+
+            let from = q.from(b * sequence + first, h * head_dim);
+            copy_rows(level, from, q.row_stride, scale, head_dim, queries);
+            let size = Size { m: rows, k: head_dim, n: columns };
+            product(size, Operand::row_major(queries, head_dim), Operand::row_major(keys, stride), scores, stride);
+            softmax_rows(level, scores, stride, first, columns, inverses, logs);
+            let size = Size { m: rows, k: columns, n: head_dim };
+            product(size, Operand::row_major(scores, stride), Operand::row_major(values, head_dim), results, head_dim);
+            scale_rows(level, results, inverses);
+            for (row, result) in results.chunks_exact(head_dim).enumerate() {
+                // SAFETY: this task alone has the rows first..first + rows of head h in sequence b.
+                unsafe { y.write(b * sequence + first + row, h * head_dim, result) };
+            }
+            // SAFETY: as above.
+            unsafe { log_sum_exp.write(head_index, first, &logs[..rows]) };
+        }
+    });
+}
+
+kernel! {
+    /// Scores of the rows from `first` on become e^(s - max), 0 beyond the diagonal up to `columns`.
+    fn softmax_rows(
+        scores: &mut [f32], stride: usize, first: usize, columns: usize, inverses: &mut [f32], logs: &mut [f32],
+    ) {
+        let rows = scores.chunks_exact_mut(stride).zip(inverses.iter_mut().zip(logs));
+        for (index, (row, (inverse, log))) in rows.enumerate() {
+            let (row, beyond) = row[..columns].split_at_mut(first + index + 1);
+            beyond.fill(0.0);
+            let greatest = max(row);
+            let sum = exp_in_place(row, greatest);
+            *inverse = 1.0 / sum;
+            *log = greatest + sum.ln();
+        }
+    }
+}
+
+kernel! {
+    fn scale_rows(rows: &mut [f32], scales: &[f32]) {
+        for (row, &scale) in rows.chunks_exact_mut(rows.len() / scales.len()).zip(scales) {
+            row.iter_mut().for_each(|value| *value *= scale);
+        }
+    }
+}

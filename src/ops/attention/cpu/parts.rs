@@ -1,0 +1,82 @@
+//! Where queries, keys and values stand, and bringing them together in scratch.
+
+use crate::ops::Into;
+use crate::ops::attention::{Inputs, Shape};
+use crate::ops::product::{Operand, Size, Threads, multiply};
+use crate::ops::simd::{LANES, kernel};
+
+/// One of q, k, v: rows of `row_stride`, of which this operand has the columns from `column` on.
+#[derive(Clone, Copy)]
+pub struct Part<'a> {
+    data: &'a [f32],
+    pub row_stride: usize,
+    column: usize,
+}
+
+impl<'a> Part<'a> {
+    /// From `row` on, the columns from `column` of this part on.
+    pub fn from(&self, row: usize, column: usize) -> &'a [f32] {
+        &self.data[row * self.row_stride + self.column + column..]
+    }
+}
+
+/// q, k and v of `inputs`.
+pub fn parts(shape: Shape, inputs: Inputs) -> [Part; 3] {
+    let (rows, q_width, kv_width) = (shape.rows(), shape.q_width(), shape.kv_width());
+    match inputs {
+        Inputs::Fused(data) => {
+            let row_stride = q_width + 2 * kv_width;
+            assert_eq!(data.len(), rows * row_stride, "attention: the fused q, k, v are not [B*T, q + k + v]");
+            [0, q_width, q_width + kv_width].map(|column| Part { data, row_stride, column })
+        }
+        Inputs::Separate { q, k, v } => {
+            let fit = q.len() == rows * q_width && k.len() == rows * kv_width && v.len() == k.len();
+            assert!(fit, "attention: q, k or v are not [B*T, heads * head_dim]");
+            let part = |data, row_stride| Part { data, row_stride, column: 0 };
+            [part(q, q_width), part(k, kv_width), part(v, kv_width)]
+        }
+    }
+}
+
+/// Elements between rows of a block of scores: whole registers.
+pub fn score_stride(shape: Shape) -> usize {
+    shape.sequence.next_multiple_of(LANES)
+}
+
+/// The first `used` elements of the first `reserved` ones, and what comes after those.
+pub fn split(buffer: &mut [f32], reserved: usize, used: usize) -> [&mut [f32]; 2] {
+    let (first, rest) = buffer.split_at_mut(reserved);
+    [&mut first[..used], rest]
+}
+
+/// c = a b on this thread.
+pub fn product(size: Size, a: Operand, b: Operand, c: &mut [f32], stride: usize) {
+    multiply(Threads::One, size, a, b, 1.0, c, stride, Into::Overwrite);
+}
+
+kernel! {
+    /// to [rows, width] = scale * rows of `stride`.
+    pub fn copy_rows(from: &[f32], stride: usize, scale: f32, width: usize, to: &mut [f32]) {
+        for (row, to) in to.chunks_exact_mut(width).enumerate() {
+            for (to, from) in to.iter_mut().zip(&from[row * stride..][..width]) {
+                *to = scale * from;
+            }
+        }
+    }
+}
+
+kernel! {
+    /// to [columns, rows] (rows of `to_stride`) = the transpose of from [rows, columns] (rows of `stride`).
+    pub fn transpose(from: &[f32], stride: usize, rows: usize, columns: usize, to: &mut [f32], to_stride: usize) {
+        for first in (0..rows).step_by(LANES) {
+            let height = LANES.min(rows - first);
+            for column in 0..columns {
+                let source = &from[first * stride + column..];
+                let target = &mut to[column * to_stride + first..][..height];
+                for (row, target) in target.iter_mut().enumerate() {
+                    *target = source[row * stride];
+                }
+            }
+        }
+    }
+}

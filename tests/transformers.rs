@@ -1,0 +1,67 @@
+//! Exported folders in transformers itself. Needs an interpreter with torch and transformers in VRTRAIN_PYTHON.
+
+mod common;
+
+use common::*;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use vrtrain::config::Recompute;
+use vrtrain::model::gpt2::{self, Gpt2Config, Gpt2Cpu};
+use vrtrain::model::weights;
+use vrtrain::params::Layout;
+
+/// Logits [time, vocabulary] of a folder by vrtrain.
+fn our_logits(folder: &Path, ids: &[u32]) -> anyhow::Result<Vec<f32>> {
+    let config = serde_json::from_str(&std::fs::read_to_string(folder.join("config.json"))?)?;
+    let config = Gpt2Config::from_hugging_face(&config).map_err(anyhow::Error::msg)?;
+    let layout = Arc::new(Layout::new(config.parameter_specs()));
+    let mut numbers = vec![0.0; layout.len()];
+    gpt2::load(&config, &layout, &weights::files_of_folder(folder)?, &mut numbers)?;
+    Gpt2Cpu::new(config, layout, Recompute::None).logits(&numbers, ids, 1)
+}
+
+/// The largest difference between transformers' logits of `folder` and ours.
+fn difference(python: &str, folder: &Path, ids: &[u32]) -> anyhow::Result<f32> {
+    let out = tempfile::NamedTempFile::new()?;
+    let list = ids.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/logits.py");
+    let output =
+        Command::new(python).arg(script).arg(folder).arg(list).arg(out.path()).env("HF_HUB_OFFLINE", "1").output()?;
+    anyhow::ensure!(output.status.success(), "{}", stderr(&output));
+    let theirs = std::fs::read(out.path())?;
+    let theirs: Vec<f32> = theirs.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    let ours = our_logits(folder, ids)?;
+    anyhow::ensure!(ours.len() == theirs.len(), "{} logits, transformers has {}", ours.len(), theirs.len());
+    Ok(ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max))
+}
+
+#[test]
+fn transformers_loads_exports_tied_and_untied_and_gives_the_same_logits() -> anyhow::Result<()> {
+    let Ok(python) = std::env::var("VRTRAIN_PYTHON") else {
+        eprintln!("skipping transformers_loads_exports_...: VRTRAIN_PYTHON is not set");
+        return Ok(());
+    };
+    let folder = tempfile::tempdir()?;
+    let config = small_config(folder.path(), 6, 0);
+    let untied = format!(
+        "model = {{ init = '{}' }}\ndata = {{ source = '{}', shuffle = false }}\noptimizer = {{ name = 'vradam' }}\n\
+         train = {{ steps = 2, sequence_length = 11, micro_batch = 2 }}\n",
+        fixture("gpt-nano-sort").display(),
+        folder.path().join("sort.bin").display()
+    );
+    std::fs::write(folder.path().join("untied.toml"), untied)?;
+    let tokens: Vec<u8> = (0..400u32).flat_map(|i| ((i * i / 3 % 3) as u16).to_le_bytes()).collect();
+    std::fs::write(folder.path().join("sort.bin"), tokens)?;
+    for (name, config, ids) in [
+        ("tied", config, vec![5, 200, 17, 99, 3, 64, 255, 0]),
+        ("untied", folder.path().join("untied.toml"), vec![0, 2, 1, 1, 0, 2, 2]),
+    ] {
+        let (run, out) = (folder.path().join(format!("{name}-run")), folder.path().join(name));
+        succeed(vrtrain().args(["pretrain", "--quiet", "--config"]).arg(config).arg("--run-dir").arg(&run));
+        succeed(vrtrain().arg("export").arg(&run).arg("--out").arg(&out));
+        let difference = difference(&python, &out, &ids)?;
+        assert!(difference < 1e-4, "{name}: {difference}");
+    }
+    Ok(())
+}
