@@ -4,7 +4,7 @@ use super::gpt2::{Gpt2Config, Gpt2Cpu, Gpt2Generic};
 use super::{Batch, Labels, LossSum};
 use crate::config::Recompute;
 use crate::params::{Layout, ParameterStore, slice};
-use anyhow::{Result, bail};
+use anyhow::Result;
 use candle_core::Device;
 use std::sync::Arc;
 
@@ -32,12 +32,7 @@ impl Engine {
             Self::Cpu(model) => {
                 rayon::scope(|_| store.backward(|weights, slots| model.gradients(weights, slots, batch, labels))?)
             }
-            Self::Generic(model) => match labels {
-                Labels::Data => {
-                    Ok(model.gradients(store, batch.inputs, batch.targets, batch.rows, batch.sequence_length())?)
-                }
-                Labels::Sampled(_) => bail!("labels sampled from the model are not available on {:?}", store.device()),
-            },
+            Self::Generic(model) => Ok(model.gradients(store, batch, labels)?),
         }
     }
 
@@ -45,9 +40,7 @@ impl Engine {
     pub fn loss(&mut self, store: &ParameterStore, batch: Batch) -> Result<LossSum> {
         match self {
             Self::Cpu(model) => rayon::scope(|_| slice(store.weights(), |weights| Ok(model.loss(weights, batch)?.0))?),
-            Self::Generic(model) => {
-                Ok(model.loss(store, batch.inputs, batch.targets, batch.rows, batch.sequence_length())?)
-            }
+            Self::Generic(model) => Ok(model.loss(store, batch)?),
         }
     }
 }
