@@ -9,6 +9,7 @@ use std::sync::Arc;
 use vrtrain::config::Recompute;
 use vrtrain::model::gpt2::{self, Gpt2Config, Gpt2Cpu};
 use vrtrain::model::weights;
+use vrtrain::ops::product::Precision;
 use vrtrain::params::Layout;
 
 /// Logits [time, vocabulary] of a folder by vrtrain.
@@ -18,7 +19,7 @@ fn our_logits(folder: &Path, ids: &[u32]) -> anyhow::Result<Vec<f32>> {
     let layout = Arc::new(Layout::new(config.parameter_specs()));
     let mut numbers = vec![0.0; layout.len()];
     gpt2::load(&config, &layout, &weights::files_of_folder(folder)?, &mut numbers)?;
-    Gpt2Cpu::new(config, layout, Recompute::None).logits(&numbers, ids, 1)
+    Gpt2Cpu::new(config, layout, Recompute::None, Precision::F32).logits(&numbers, ids, 1)
 }
 
 /// The largest difference between transformers' logits of `folder` and ours.

@@ -50,7 +50,7 @@ pub fn run(options: &Options) -> Result<Ending> {
     let files = setup::source_files(&[source], &options.files, &LazyHub::default(), "--data")?;
     let documents = documents_as_ids(files, &options.text_column, tokenizer.as_ref(), target.config.vocab_size)?;
     let store = target.load()?;
-    let mut engine = Engine::gpt2(&target.config, store.layout(), &Device::Cpu, Recompute::None);
+    let mut engine = Engine::gpt2(&target.config, store.layout(), &Device::Cpu, Recompute::None, Precision::F32);
     let (mut total, mut left) = (LossSum::default(), options.max_tokens.unwrap_or(u64::MAX));
     for document in documents {
         let part = perplexity::score(&mut engine, &store, &document?, window, left)?;

@@ -1,10 +1,11 @@
 //! A run before its first byte is written: everything resolved, opened and checked.
 
-use super::{device, quickstart};
 use super::setup::{self, FoundTokenizer, Initial, LazyHub, ModelPlan, RunData};
+use super::{device, quickstart};
 use crate::config::{DType, DataSource, Duration, RunConfig, ScheduleName, Source};
 use crate::data::{TextTokenizer, TokenStream};
 use crate::model::gpt2::Gpt2Config;
+use crate::ops::product::Precision;
 use crate::optim::{OptimizerConfig, Schedule, Value};
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
@@ -23,6 +24,7 @@ pub struct Prepared {
     pub steps: u64,
     pub schedule: Schedule,
     pub device: Device,
+    pub precision: Precision,
     /// Lines about the choices that were made, with their reasons.
     pub reasons: Vec<String>,
     /// The quickstart's problems, where that is what runs.
@@ -44,7 +46,7 @@ pub fn prepare(mut config: RunConfig, stored: Option<&Path>) -> Result<Prepared>
     let mut reasons = Vec::new();
     let optimizer = optimizer(&mut config)?;
     let device = device::choose(&mut config, &mut reasons)?;
-    precision(&mut config, &mut reasons)?;
+    let precision = precision(&mut config, &device, &mut reasons)?;
 
     let mut held_out = None;
     let (found, tokenizer_files, mut data) = if config.data.source == DataSource::Quickstart {
@@ -94,6 +96,7 @@ pub fn prepare(mut config: RunConfig, stored: Option<&Path>) -> Result<Prepared>
         steps,
         schedule,
         device,
+        precision,
         reasons,
         held_out,
     })
@@ -128,19 +131,29 @@ fn optimizer(config: &mut RunConfig) -> Result<OptimizerConfig> {
     Ok(optimizer)
 }
 
-/// Chooses the precision and writes down which one it became.
-fn precision(config: &mut RunConfig, reasons: &mut Vec<String>) -> Result<()> {
-    let reason = match config.train.dtype {
-        DType::F32 => "f32 (as asked)",
-        DType::Auto => "f32 (this version has no bf16 product kernel)",
+/// Chooses the precision of the products and writes down which one it became, and why.
+fn precision(config: &mut RunConfig, device: &Device, reasons: &mut Vec<String>) -> Result<Precision> {
+    let native = device.is_cpu() && Precision::bf16_is_native();
+    let why_not =
+        if device.is_cpu() { Precision::bf16_reason() } else { "this device has no bf16 product of ours".into() };
+    let (precision, reason) = match config.train.dtype {
+        DType::F32 => (Precision::F32, "f32 (as asked)".to_owned()),
+        DType::Auto if native => {
+            (Precision::Bf16, format!("bf16 products, f32 weights and sums ({})", Precision::bf16_reason()))
+        }
+        DType::Auto => (Precision::F32, format!("f32 ({why_not})")),
+        DType::Bf16 if native => (Precision::Bf16, "bf16 products, f32 weights and sums (as asked)".into()),
         DType::Bf16 => {
-            let message = "`train.dtype` = \"bf16\": this version has no bf16 product kernel for this device; use \"f32\" or \"auto\"";
+            let message = format!("`train.dtype` = \"bf16\": {why_not}; use \"f32\" or \"auto\"");
             return Err(config.settings.0.error("train.dtype", message).into());
         }
     };
-    config.train.dtype = DType::F32;
+    config.train.dtype = match precision {
+        Precision::F32 => DType::F32,
+        Precision::Bf16 => DType::Bf16,
+    };
     reasons.push(format!("precision  {reason}"));
-    Ok(())
+    Ok(precision)
 }
 
 /// Whether tokenizer, rows and model fit one another.

@@ -9,6 +9,7 @@ use crate::data::{TokenStream, ValidationSet};
 use crate::generate::{Limits, SamplingOptions};
 use crate::model::Engine;
 use crate::model::gpt2::Gpt2Cpu;
+use crate::ops::product::Precision;
 use crate::optim::Optimizer;
 use crate::params::{Layout, ParameterStore, on_cpu};
 use crate::train::checkpoint::{self, Checkpoints, State};
@@ -292,7 +293,7 @@ fn train(
     let mut progress = Progress::new(verbosity, state.as_ref().map_or(0, |s| s.step), prepared.steps, peak);
     let mut run = Run {
         folder,
-        engine: Engine::gpt2(&prepared.model, &layout, &prepared.device, config.train.recompute),
+        engine: Engine::gpt2(&prepared.model, &layout, &prepared.device, config.train.recompute, prepared.precision),
         store,
         optimizer,
         optimizer_name: config.optimizer.name.clone(),

@@ -3,6 +3,7 @@
 use super::gpt2::{Gpt2Config, Gpt2Cpu, Gpt2Generic};
 use super::{Batch, Labels, LossSum};
 use crate::config::Recompute;
+use crate::ops::product::Precision;
 use crate::params::{Layout, ParameterStore, slice};
 use anyhow::Result;
 use candle_core::Device;
@@ -18,9 +19,15 @@ pub enum Engine {
 
 impl Engine {
     /// The engine for a GPT-2 whose parameters lie on `device`.
-    pub fn gpt2(config: &Gpt2Config, layout: &Arc<Layout>, device: &Device, recompute: Recompute) -> Self {
+    pub fn gpt2(
+        config: &Gpt2Config,
+        layout: &Arc<Layout>,
+        device: &Device,
+        recompute: Recompute,
+        precision: Precision,
+    ) -> Self {
         match device {
-            Device::Cpu => Self::Cpu(Box::new(Gpt2Cpu::new(config.clone(), Arc::clone(layout), recompute))),
+            Device::Cpu => Self::Cpu(Box::new(Gpt2Cpu::new(config.clone(), Arc::clone(layout), recompute, precision))),
             _ => Self::Generic(Box::new(Gpt2Generic { config: config.clone(), parameters: config.parameters(layout) })),
         }
     }

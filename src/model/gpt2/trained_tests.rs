@@ -4,6 +4,7 @@ use super::twin::{self, BlockTensors};
 use super::*;
 use crate::config::Recompute;
 use crate::model::weights;
+use crate::ops::product::Precision;
 use crate::params::Layout;
 use anyhow::{Context, Result};
 use base64::Engine as _;
@@ -91,7 +92,7 @@ fn every_block_of_the_twin_gives_pytorchs_activations() -> Result<()> {
 #[test]
 fn the_fast_path_gives_pytorchs_logits_and_sorts_all_729_inputs() -> Result<()> {
     let trained = Trained::load()?;
-    let mut model = Gpt2Cpu::new(trained.config.clone(), Arc::clone(&trained.layout), Recompute::None);
+    let mut model = Gpt2Cpu::new(trained.config.clone(), Arc::clone(&trained.layout), Recompute::None, Precision::F32);
     assert_close("ln_f", model.hidden(&trained.weights, &trained.ids()?, ROWS)?, &trained.expected("ln_f")?);
     assert_close("lm_head", &model.logits(&trained.weights, &trained.ids()?, ROWS)?, &trained.expected("lm_head")?);
 
