@@ -1,8 +1,8 @@
 //! A run before its first byte is written: everything resolved, opened and checked.
 
-use super::quickstart;
 use super::setup::{self, FoundTokenizer, Initial, LazyHub, ModelPlan, RunData};
-use crate::config::{DType, DataSource, DeviceChoice, Duration, RunConfig, ScheduleName, Source};
+use super::{device, quickstart};
+use crate::config::{DType, DataSource, Duration, RunConfig, ScheduleName, Source};
 use crate::data::{TextTokenizer, TokenStream};
 use crate::model::gpt2::Gpt2Config;
 use crate::ops::product::Precision;
@@ -45,7 +45,7 @@ pub fn prepare(mut config: RunConfig, stored: Option<&Path>) -> Result<Prepared>
     let hub = LazyHub::with_cache_gib(config.data.cache_gib);
     let mut reasons = Vec::new();
     let optimizer = optimizer(&mut config)?;
-    let device = device(&mut config, &mut reasons)?;
+    let device = device::choose(&mut config, &mut reasons)?;
     let precision = precision(&mut config, &device, &mut reasons)?;
 
     let mut held_out = None;
@@ -129,30 +129,6 @@ fn optimizer(config: &mut RunConfig) -> Result<OptimizerConfig> {
     });
     config.optimizer.keys = resolved.collect();
     Ok(optimizer)
-}
-
-/// Opens the device and writes down which one it became.
-fn device(config: &mut RunConfig, reasons: &mut Vec<String>) -> Result<Device> {
-    let built = cfg!(feature = "cuda");
-    let (device, choice, reason) = match config.train.device {
-        DeviceChoice::Cpu => (Device::Cpu, DeviceChoice::Cpu, "cpu (as asked)".to_owned()),
-        DeviceChoice::Auto if !built => (Device::Cpu, DeviceChoice::Cpu, "cpu (built without CUDA)".into()),
-        DeviceChoice::Auto => match Device::new_cuda(0) {
-            Ok(device) => (device, DeviceChoice::Cuda(0), "cuda:0 (found)".into()),
-            Err(error) => (Device::Cpu, DeviceChoice::Cpu, format!("cpu (cuda:0 does not open: {error})")),
-        },
-        DeviceChoice::Cuda(_) if !built => {
-            let message = "this vrtrain is built without CUDA: build it with --features cuda, or use \"cpu\"";
-            return Err(config.settings.0.error("train.device", message).into());
-        }
-        DeviceChoice::Cuda(ordinal) => {
-            let device = Device::new_cuda(ordinal).with_context(|| format!("cuda:{ordinal} does not open"))?;
-            (device, DeviceChoice::Cuda(ordinal), format!("cuda:{ordinal} (as asked)"))
-        }
-    };
-    config.train.device = choice;
-    reasons.push(format!("device     {reason}"));
-    Ok(device)
 }
 
 /// Chooses the precision of the products and writes down which one it became, and why.

@@ -3,7 +3,7 @@
 use super::prepare::{Prepared, TokenizerFiles, prepare};
 use super::setup;
 use super::target::model_folder;
-use super::{ConfigChoice, Ending, print_json, quickstart};
+use super::{ConfigChoice, Ending, device, print_json, quickstart};
 use crate::config::{ConfigError, RunConfig, changed_mathematics};
 use crate::data::{TokenStream, ValidationSet};
 use crate::generate::{Limits, SamplingOptions};
@@ -33,6 +33,10 @@ pub struct Options {
 
 /// Trains, and says how that ended.
 pub fn run(options: &Options) -> Result<Ending> {
+    pretrain(options).map_err(device::explain)
+}
+
+fn pretrain(options: &Options) -> Result<Ending> {
     let verbosity = if options.quiet { Verbosity::Quiet } else { Verbosity::Normal };
     let (config, start, path) = choose(options)?;
     let resumed = if start == Start::Resume { newest_checkpoint(&path)? } else { None };

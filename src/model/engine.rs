@@ -5,7 +5,7 @@ use super::{Batch, Labels, LossSum};
 use crate::config::Recompute;
 use crate::ops::product::Precision;
 use crate::params::{Layout, ParameterStore, slice};
-use anyhow::{Result, bail};
+use anyhow::Result;
 use candle_core::Device;
 use std::sync::Arc;
 
@@ -39,12 +39,7 @@ impl Engine {
             Self::Cpu(model) => {
                 rayon::scope(|_| store.backward(|weights, slots| model.gradients(weights, slots, batch, labels))?)
             }
-            Self::Generic(model) => match labels {
-                Labels::Data => {
-                    Ok(model.gradients(store, batch.inputs, batch.targets, batch.rows, batch.sequence_length())?)
-                }
-                Labels::Sampled(_) => bail!("labels sampled from the model are not available on {:?}", store.device()),
-            },
+            Self::Generic(model) => Ok(model.gradients(store, batch, labels)?),
         }
     }
 
@@ -52,9 +47,7 @@ impl Engine {
     pub fn loss(&mut self, store: &ParameterStore, batch: Batch) -> Result<LossSum> {
         match self {
             Self::Cpu(model) => rayon::scope(|_| slice(store.weights(), |weights| Ok(model.loss(weights, batch)?.0))?),
-            Self::Generic(model) => {
-                Ok(model.loss(store, batch.inputs, batch.targets, batch.rows, batch.sequence_length())?)
-            }
+            Self::Generic(model) => Ok(model.loss(store, batch)?),
         }
     }
 }

@@ -5,8 +5,11 @@
 
 use super::twin::{self, BlockTensors};
 use super::{Gpt2Config, Gpt2Parameters, LossSum};
-use crate::params::ParameterStore;
+use crate::model::{Batch, IGNORE, Labels};
+use crate::params::{ParameterStore, on_cpu};
+use crate::random::uniform;
 use candle_core::{Result, Tensor, Var, bail};
+use rand_chacha::ChaCha8Rng;
 
 /// The twin as an engine. Holds no buffers.
 pub struct Gpt2Generic {
@@ -122,36 +125,45 @@ impl Gpt2Generic {
     }
 
     /// The loss alone.
-    pub fn loss(
-        &self,
-        store: &ParameterStore,
-        inputs: &[u32],
-        targets: &[u32],
-        rows: usize,
-        time: usize,
-    ) -> Result<LossSum> {
-        let logits = self.logits(store, inputs, rows, time)?;
-        let (sum, count) = twin::loss_sum(&logits, targets, crate::model::IGNORE)?;
+    pub fn loss(&self, store: &ParameterStore, batch: Batch) -> Result<LossSum> {
+        self.check(batch, batch.targets)?;
+        let logits = self.logits(store, batch.inputs, batch.rows, batch.sequence_length())?;
+        let (sum, count) = twin::loss_sum(&logits, batch.targets, IGNORE)?;
         Ok(LossSum { sum: f64::from(sum.to_scalar::<f32>()?), count })
     }
 
+    /// Refuses ids outside the vocabulary: a device would read past its tables without a word.
+    fn check(&self, batch: Batch, targets: &[u32]) -> Result<()> {
+        let vocabulary = self.config.vocab_size as u32;
+        let wrong = batch.inputs.iter().chain(targets).find(|&&id| id >= vocabulary && id != IGNORE);
+        if let Some(id) = wrong.or_else(|| batch.inputs.iter().find(|&&id| id == IGNORE)) {
+            bail!(
+                "the batch has the token {id}, but the model's vocabulary has {vocabulary} tokens: check that the \
+                 data was tokenised with the model's tokenizer"
+            )
+        }
+        Ok(())
+    }
+
     /// The loss, and its gradient added to the store's.
-    pub fn gradients(
-        &self,
-        store: &mut ParameterStore,
-        inputs: &[u32],
-        targets: &[u32],
-        rows: usize,
-        time: usize,
-    ) -> Result<LossSum> {
-        let ids = Self::ids(store, inputs, rows, time)?;
+    pub fn gradients(&self, store: &mut ParameterStore, batch: Batch, labels: Labels) -> Result<LossSum> {
+        let ids = Self::ids(store, batch.inputs, batch.rows, batch.sequence_length())?;
+        // Where labels are sampled, the targets only say which rows count.
+        self.check(batch, if matches!(labels, Labels::Data) { batch.targets } else { &[] })?;
         let hidden = self.forward(store, &ids)?;
         let norm = self.parameters.norm_final;
 
         let head = Variables::new(store, &[norm.weight, norm.bias, self.parameters.head])?;
         let input = Var::from_tensor(&hidden[self.config.n_layer])?;
         let logits = twin::logits(&self.config, &head.pair(0), &head.tensor(2), input.as_tensor())?;
-        let (sum, count) = twin::loss_sum(&logits, targets, crate::model::IGNORE)?;
+        let (sum, count) = match labels {
+            Labels::Data => twin::loss_sum(&logits, batch.targets, IGNORE)?,
+            Labels::Sampled(generator) => {
+                let width = self.config.vocab_size;
+                let drawn = on_cpu(&logits.detach(), |logits| draw(logits, width, batch.targets, generator))?;
+                twin::loss_sum(&logits, &drawn, IGNORE)?
+            }
+        };
         let Some(mut gradient) = head.backward(store, &sum, Some(&input))? else {
             bail!("the head's twin gave no gradient to its input")
         };
@@ -173,4 +185,23 @@ impl Gpt2Generic {
         tables.backward(store, &(output * gradient.detach())?.sum_all()?, None)?;
         Ok(loss)
     }
+}
+
+/// A label for each row of `logits` [N, V] whose mask is not [`IGNORE`], drawn by its probability.
+fn draw(logits: &[f32], vocabulary: usize, mask: &[u32], generator: &mut ChaCha8Rng) -> Vec<u32> {
+    let label = |(row, &mask): (&[f32], &u32)| {
+        if mask == IGNORE {
+            return IGNORE;
+        }
+        let greatest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let weight = |logit: f32| f64::from((logit - greatest).exp());
+        let mut left = f64::from(uniform(generator)) * row.iter().map(|&logit| weight(logit)).sum::<f64>();
+        let passed = row.iter().position(|&logit| {
+            left -= weight(logit);
+            left < 0.0
+        });
+        // Rounding, or NaN: the last label will do; the loss is refused later where it is not finite.
+        passed.unwrap_or(vocabulary - 1) as u32
+    };
+    logits.chunks_exact(vocabulary).zip(mask).map(label).collect()
 }
