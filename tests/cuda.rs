@@ -58,7 +58,8 @@ fn tensors(run: &Path) -> BTreeMap<String, Vec<f32>> {
     for file in ["model.safetensors", "optimizer.safetensors"] {
         let bytes = checkpoint_file(run, file);
         for (name, view) in SafeTensors::deserialize(&bytes).expect("a safetensors file").tensors() {
-            let numbers = view.data().chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]]));
+            let numbers =
+                view.data().chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]]));
             all.insert(format!("{file} {name}"), numbers.collect());
         }
     }
