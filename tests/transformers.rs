@@ -6,19 +6,17 @@ use common::*;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
-use vrtrain::config::Recompute;
-use vrtrain::model::gpt2::{self, Gpt2Config, Gpt2Cpu};
-use vrtrain::model::weights;
+use vrtrain::model::{Decoder, ModelShape, weights};
 use vrtrain::params::Layout;
 
 /// Logits [time, vocabulary] of a folder by vrtrain.
 fn our_logits(folder: &Path, ids: &[u32]) -> anyhow::Result<Vec<f32>> {
     let config = serde_json::from_str(&std::fs::read_to_string(folder.join("config.json"))?)?;
-    let config = Gpt2Config::from_hugging_face(&config).map_err(anyhow::Error::msg)?;
-    let layout = Arc::new(Layout::new(config.parameter_specs()));
+    let shape = ModelShape::from_hugging_face(&config).map_err(anyhow::Error::msg)?;
+    let layout = Arc::new(Layout::new(shape.parameter_specs()));
     let mut numbers = vec![0.0; layout.len()];
-    gpt2::load(&config, &layout, &weights::files_of_folder(folder)?, &mut numbers)?;
-    Gpt2Cpu::new(config, layout, Recompute::None).logits(&numbers, ids, 1)
+    shape.load(&layout, &weights::files_of_folder(folder)?, &mut numbers)?;
+    Decoder::new(&shape, &layout).logits(&numbers, ids, 1)
 }
 
 /// The largest difference between transformers' logits of `folder` and ours.

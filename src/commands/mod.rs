@@ -10,6 +10,7 @@ mod prepare;
 pub mod pretrain;
 mod quickstart;
 mod setup;
+mod shape;
 mod target;
 
 use crate::config::{ConfigError, RunConfig};
