@@ -9,6 +9,7 @@ use vrtrain::ops::attention::{InputGradients, Inputs, Saved, Shape};
 use vrtrain::ops::cross_entropy::{Head, Labels};
 use vrtrain::ops::embedding::Positions;
 use vrtrain::ops::linear::{Dims, Orientation, Weight};
+use vrtrain::ops::product::Precision;
 use vrtrain::ops::{Gradient, activation, attention, cross_entropy, embedding, layer_norm, linear, rms_norm, rotary};
 use vrtrain::random::{Stream, fill_normal, generator};
 
@@ -122,11 +123,11 @@ impl Step {
             [("qkv", 1, 3, false), ("attn.c_proj", 1, 1, true), ("c_fc", 1, 4, false), ("mlp.c_proj", 4, 1, true)];
         for (name, inputs, outputs, residual) in shapes {
             let (inputs, outputs) = (inputs * width, outputs * width);
-            let dims = Dims { inputs, outputs, orientation: Orientation::InOut };
+            let dims = Dims { inputs, outputs, orientation: Orientation::InOut, precision: Precision::F32 };
             let (data, bias) = (normal(1, inputs * outputs), normal(2, outputs));
             let (x, dy) = (normal(3, rows * inputs), normal(4, rows * outputs));
             let (mut y, mut dx, mut dweight, mut dbias) = (dy.clone(), x.clone(), data.clone(), bias.clone());
-            let weight = Weight { data: &data, dims };
+            let weight = Weight { data: (&data).into(), dims };
             let flops = 2.0 * (rows * inputs * outputs) as f64;
             self.measure(&format!("linear {name}"), self.layers, flops, || {
                 linear::forward(&x, weight, Some(&bias), residual.then_some(&dy[..]), &mut y);
@@ -181,7 +182,7 @@ impl Step {
             embedding::backward(&ids, &x, width, Gradient::accumulate(&mut dweight)).expect("as before");
             embedding::backward_positions(&x, width, sequence, Gradient::accumulate(&mut dtable));
         });
-        let head = Head { weight: &weight, vocabulary, width };
+        let head = Head { weight: (&weight).into(), vocabulary, width, precision: Precision::F32 };
         let mut scratch = vec![0.0; cross_entropy::scratch_len(rows, vocabulary)];
         let (mut nll, mut dx) = (vec![0.0f64; rows], x.clone());
         let product = 2.0 * (rows * vocabulary * width) as f64;

@@ -2,6 +2,7 @@
 
 use crate::commands::{self, Ending, bench, doctor, eval, export, generate, plan, pretrain};
 use crate::config::{ConfigError, Recompute};
+use crate::ops::product::Precision;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -81,6 +82,9 @@ struct BenchTrainArgs {
     /// none, or block: keep each block's input alone and compute the rest again.
     #[arg(long, default_value = "none", value_parser = ["none", "block"])]
     recompute: String,
+    /// f32, or bf16: the operands of the products are rounded to bf16.
+    #[arg(long, default_value = "f32", value_parser = ["f32", "bf16"])]
+    dtype: String,
     /// One JSON object.
     #[arg(long)]
     json: bool,
@@ -167,9 +171,12 @@ struct EvalArgs {
     /// The task.
     #[arg(long, value_parser = ["perplexity"])]
     task: String,
-    /// The text, jsonl, parquet or .bin file to score.
-    #[arg(long, value_name = "FILE")]
-    data: PathBuf,
+    /// What to score: a text, jsonl, parquet or .bin file, a folder, or a hub data set.
+    #[arg(long, value_name = "FILE|DATASET")]
+    data: String,
+    /// Which files of a folder or data set; may be given several times.
+    #[arg(long, value_name = "GLOB")]
+    files: Vec<String>,
     /// Column of the text in parquet and jsonl files.
     #[arg(long, default_value = "text")]
     text_column: String,
@@ -253,6 +260,7 @@ fn run(command: Command) -> anyhow::Result<Ending> {
         Command::Eval(args) => eval::run(&eval::Options {
             target: args.target,
             data: args.data,
+            files: args.files,
             text_column: args.text_column,
             window: args.window,
             max_tokens: args.max_tokens,
@@ -266,6 +274,7 @@ fn run(command: Command) -> anyhow::Result<Ending> {
             sequence_length: args.sequence_length as usize,
             steps: args.steps as usize,
             recompute: if args.recompute == "block" { Recompute::Block } else { Recompute::None },
+            precision: if args.dtype == "bf16" { Precision::Bf16 } else { Precision::F32 },
             json: args.json,
         }),
         Command::Bench(BenchCommand::Optimizer { pairs, json }) => bench::optimizer(pairs as usize, json),

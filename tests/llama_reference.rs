@@ -15,6 +15,7 @@ use vrtrain::config::Recompute;
 use vrtrain::data::TextTokenizer;
 use vrtrain::generate::{Flow, Limits, Sampler, SamplingOptions, complete};
 use vrtrain::model::{Batch, Decoder, Engine, IGNORE, LossSum, ModelShape, weights};
+use vrtrain::ops::product::Precision;
 use vrtrain::params::{Layout, ParameterStore, slice, slice_mut};
 
 struct Model {
@@ -32,13 +33,14 @@ fn read_json(path: &Path) -> Result<Value> {
 
 impl Model {
     fn open(folder: &Path) -> Result<Self> {
-        let shape = ModelShape::from_hugging_face(&read_json(&folder.join("config.json"))?).map_err(anyhow::Error::msg)?;
+        let shape =
+            ModelShape::from_hugging_face(&read_json(&folder.join("config.json"))?).map_err(anyhow::Error::msg)?;
         let layout = Arc::new(Layout::new(shape.parameter_specs()));
         let store = ParameterStore::new(Arc::clone(&layout), &Device::Cpu)?;
         let files = weights::files_of_folder(folder)?;
         slice_mut(store.weights(), |numbers| shape.load(&layout, &files, numbers))??;
         let decoder = Decoder::new(&shape, &layout);
-        let engine = Engine::new(&shape, &layout, &Device::Cpu, Recompute::Block);
+        let engine = Engine::new(&shape, &layout, &Device::Cpu, Recompute::Block, Precision::F32);
         Ok(Self { shape, store, decoder, engine, tokenizer: TextTokenizer::load(folder)? })
     }
 

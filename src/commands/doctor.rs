@@ -48,9 +48,9 @@ pub fn run(json: bool) -> Result<Ending> {
 
 fn device() -> Check {
     if cfg!(feature = "cuda") {
-        return match candle_core::Device::new_cuda(0) {
+        return match super::device::open(0) {
             Ok(_) => check("device", Verdict::Good, "cuda:0 opens; train.device = \"auto\" takes it"),
-            Err(error) => check("device", Verdict::Note, format!("built for CUDA, but cuda:0 does not open: {error}")),
+            Err(why) => check("device", Verdict::Note, format!("the CPU: built for CUDA, but {why}")),
         };
     }
     let hint = "the CPU: this vrtrain is built without CUDA (build with --features cuda; such a binary needs \

@@ -1,21 +1,26 @@
 //! `vrtrain eval`: perplexity of a run or a model on files.
 
+use super::setup::{self, LazyHub};
 use super::target::Target;
 use super::{Ending, print_json};
-use crate::config::{ConfigError, Recompute};
+use crate::config::{ConfigError, Recompute, Source};
 use crate::data::documents_as_ids;
 use crate::eval::perplexity;
 use crate::model::{Engine, LossSum};
+use crate::ops::product::Precision;
 use anyhow::{Result, ensure};
 use candle_core::Device;
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::Path;
 
 /// What the command line asked for.
 #[derive(Clone, Debug)]
 pub struct Options {
     pub target: String,
-    pub data: PathBuf,
+    /// A file, a folder or a hub data set.
+    pub data: String,
+    /// Globs that choose files of it.
+    pub files: Vec<String>,
     pub text_column: String,
     pub window: Option<usize>,
     pub max_tokens: Option<u64>,
@@ -35,14 +40,18 @@ pub fn run(options: &Options) -> Result<Ending> {
             ConfigError::flag("--window", format!("the window must be between 1 and the context, {context}")).into()
         );
     }
-    if !options.data.exists() {
-        return Err(ConfigError::flag("--data", format!("there is no file {}", options.data.display())).into());
+    let source = Source::parse(&options.data, Path::new(""));
+    if let Source::Path(path) = &source
+        && !path.exists()
+    {
+        let message = format!("there is no file, folder or hub data set (owner/name) {}", options.data);
+        return Err(ConfigError::flag("--data", message).into());
     }
     let tokenizer = target.tokenizer()?;
-    let documents =
-        documents_as_ids(&options.data, &options.text_column, tokenizer.as_ref(), target.config.vocab_size())?;
+    let files = setup::source_files(&[source], &options.files, &LazyHub::default(), "--data")?;
+    let documents = documents_as_ids(files, &options.text_column, tokenizer.as_ref(), target.config.vocab_size())?;
     let store = target.load()?;
-    let mut engine = Engine::new(&target.config, store.layout(), &Device::Cpu, Recompute::None);
+    let mut engine = Engine::new(&target.config, store.layout(), &Device::Cpu, Recompute::None, Precision::F32);
     let (mut total, mut left) = (LossSum::default(), options.max_tokens.unwrap_or(u64::MAX));
     for document in documents {
         let part = perplexity::score(&mut engine, &store, &document?, window, left)?;
@@ -52,7 +61,7 @@ pub fn run(options: &Options) -> Result<Ending> {
             break;
         }
     }
-    ensure!(total.count > 0, "{} has no token to score (a text needs at least two)", options.data.display());
+    ensure!(total.count > 0, "{} has no token to score (a text needs at least two)", options.data);
     let nll = total.mean();
     ensure!(nll.is_finite(), "the loss is {nll}: the weights are poisoned");
     if options.json {

@@ -1,10 +1,11 @@
 //! A run before its first byte is written: everything resolved, opened and checked.
 
 use super::setup::{self, FoundTokenizer, Initial, LazyHub, ModelPlan, RunData};
-use super::{quickstart, shape};
-use crate::config::{DType, DataSource, DeviceChoice, Duration, RunConfig, ScheduleName, Source};
+use super::{device, quickstart, shape};
+use crate::config::{DType, DataSource, Duration, RunConfig, ScheduleName, Source};
 use crate::data::{TextTokenizer, TokenStream};
 use crate::model::ModelShape;
+use crate::ops::product::Precision;
 use crate::optim::{OptimizerConfig, Schedule, Value};
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
@@ -23,6 +24,7 @@ pub struct Prepared {
     pub steps: u64,
     pub schedule: Schedule,
     pub device: Device,
+    pub precision: Precision,
     /// Lines about the choices that were made, with their reasons.
     pub reasons: Vec<String>,
     /// The quickstart's problems, where that is what runs.
@@ -43,8 +45,8 @@ pub fn prepare(mut config: RunConfig, stored: Option<&Path>) -> Result<Prepared>
     let hub = LazyHub::with_cache_gib(config.data.cache_gib);
     let mut reasons = Vec::new();
     let optimizer = optimizer(&mut config)?;
-    let device = device(&mut config, &mut reasons)?;
-    precision(&mut config, &mut reasons)?;
+    let device = device::choose(&mut config, &mut reasons)?;
+    let precision = precision(&mut config, &device, &mut reasons)?;
 
     let mut held_out = None;
     let (found, tokenizer_files, mut data) = if config.data.source == DataSource::Quickstart {
@@ -89,6 +91,7 @@ pub fn prepare(mut config: RunConfig, stored: Option<&Path>) -> Result<Prepared>
         steps,
         schedule,
         device,
+        precision,
         reasons,
         held_out,
     })
@@ -123,43 +126,29 @@ fn optimizer(config: &mut RunConfig) -> Result<OptimizerConfig> {
     Ok(optimizer)
 }
 
-/// Opens the device and writes down which one it became.
-fn device(config: &mut RunConfig, reasons: &mut Vec<String>) -> Result<Device> {
-    let built = cfg!(feature = "cuda");
-    let (device, choice, reason) = match config.train.device {
-        DeviceChoice::Cpu => (Device::Cpu, DeviceChoice::Cpu, "cpu (as asked)".to_owned()),
-        DeviceChoice::Auto if !built => (Device::Cpu, DeviceChoice::Cpu, "cpu (built without CUDA)".into()),
-        DeviceChoice::Auto => match Device::new_cuda(0) {
-            Ok(device) => (device, DeviceChoice::Cuda(0), "cuda:0 (found)".into()),
-            Err(error) => (Device::Cpu, DeviceChoice::Cpu, format!("cpu (cuda:0 does not open: {error})")),
-        },
-        DeviceChoice::Cuda(_) if !built => {
-            let message = "this vrtrain is built without CUDA: build it with --features cuda, or use \"cpu\"";
-            return Err(config.settings.0.error("train.device", message).into());
+/// Chooses the precision of the products and writes down which one it became, and why.
+fn precision(config: &mut RunConfig, device: &Device, reasons: &mut Vec<String>) -> Result<Precision> {
+    let native = device.is_cpu() && Precision::bf16_is_native();
+    let why_not =
+        if device.is_cpu() { Precision::bf16_reason() } else { "this device has no bf16 product of ours".into() };
+    let (precision, reason) = match config.train.dtype {
+        DType::F32 => (Precision::F32, "f32 (as asked)".to_owned()),
+        DType::Auto if native => {
+            (Precision::Bf16, format!("bf16 products, f32 weights and sums ({})", Precision::bf16_reason()))
         }
-        DeviceChoice::Cuda(ordinal) => {
-            let device = Device::new_cuda(ordinal).with_context(|| format!("cuda:{ordinal} does not open"))?;
-            (device, DeviceChoice::Cuda(ordinal), format!("cuda:{ordinal} (as asked)"))
-        }
-    };
-    config.train.device = choice;
-    reasons.push(format!("device     {reason}"));
-    Ok(device)
-}
-
-/// Chooses the precision and writes down which one it became.
-fn precision(config: &mut RunConfig, reasons: &mut Vec<String>) -> Result<()> {
-    let reason = match config.train.dtype {
-        DType::F32 => "f32 (as asked)",
-        DType::Auto => "f32 (this version has no bf16 product kernel)",
+        DType::Auto => (Precision::F32, format!("f32 ({why_not})")),
+        DType::Bf16 if native => (Precision::Bf16, "bf16 products, f32 weights and sums (as asked)".into()),
         DType::Bf16 => {
-            let message = "`train.dtype` = \"bf16\": this version has no bf16 product kernel for this device; use \"f32\" or \"auto\"";
+            let message = format!("`train.dtype` = \"bf16\": {why_not}; use \"f32\" or \"auto\"");
             return Err(config.settings.0.error("train.dtype", message).into());
         }
     };
-    config.train.dtype = DType::F32;
+    config.train.dtype = match precision {
+        Precision::F32 => DType::F32,
+        Precision::Bf16 => DType::Bf16,
+    };
     reasons.push(format!("precision  {reason}"));
-    Ok(())
+    Ok(precision)
 }
 
 /// Whether tokenizer, rows and model fit one another.

@@ -3,7 +3,7 @@
 use super::prepare::{Prepared, TokenizerFiles, prepare};
 use super::setup;
 use super::target::model_folder;
-use super::{ConfigChoice, Ending, print_json, quickstart};
+use super::{ConfigChoice, Ending, device, print_json, quickstart};
 use crate::config::{ConfigError, RunConfig, changed_mathematics};
 use crate::data::{TokenStream, ValidationSet};
 use crate::generate::{Limits, SamplingOptions};
@@ -31,6 +31,10 @@ pub struct Options {
 
 /// Trains, and says how that ended.
 pub fn run(options: &Options) -> Result<Ending> {
+    pretrain(options).map_err(device::explain)
+}
+
+fn pretrain(options: &Options) -> Result<Ending> {
     let verbosity = if options.quiet { Verbosity::Quiet } else { Verbosity::Normal };
     let (config, start, path) = choose(options)?;
     let resumed = if start == Start::Resume { newest_checkpoint(&path)? } else { None };
@@ -69,8 +73,10 @@ pub fn run(options: &Options) -> Result<Ending> {
     let validation = setup::validation_set(&prepared.config, &prepared.data, tokenizer, vocabulary)?;
 
     let folder = RunFolder::open(&path)?;
-    write_model_folder(&prepared, &stored)?;
     folder.write_config(&prepared.config.to_toml())?;
+    if resumed.is_none() {
+        write_model_folder(&prepared, &stored)?;
+    }
     let state = resumed.map(|(state, _)| state);
     if verbosity == Verbosity::Normal {
         announce(&prepared, &layout, &path, validation.as_ref(), state.as_ref());
@@ -116,6 +122,11 @@ fn choose(options: &Options) -> Result<(RunConfig, Start, PathBuf)> {
     let Some(path) = options.run_dir.as_ref().map(run_dir) else {
         return Err(ConfigError::flag("--resume", "give the run with --run-dir").into());
     };
+    if !is_run(&path) && options.config.file.is_some() {
+        RunFolder::check_fresh(&path)?;
+        eprintln!("{} is no run yet: starting from the beginning", path.display());
+        return Ok((options.config.load()?, Start::Fresh, path));
+    }
     if !is_run(&path) {
         let message = format!("{} is not a run (it has no config.toml)", path.display());
         return Err(ConfigError::flag("--run-dir", message).into());
@@ -272,7 +283,7 @@ fn train(
     let mut progress = Progress::new(verbosity, state.as_ref().map_or(0, |s| s.step), prepared.steps, peak);
     let mut run = Run {
         folder,
-        engine: Engine::new(&prepared.model, &layout, &prepared.device, config.train.recompute),
+        engine: Engine::new(&prepared.model, &layout, &prepared.device, config.train.recompute, prepared.precision),
         store,
         optimizer,
         optimizer_name: config.optimizer.name.clone(),

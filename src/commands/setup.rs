@@ -225,7 +225,7 @@ impl ByteSource for HubBytes {
 }
 
 /// The files of `sources` that `globs` choose (no globs: every data file), sorted and without repeats in each source.
-fn source_files(sources: &[Source], globs: &[String], hub: &LazyHub, key: &str) -> Result<Vec<SourceFile>> {
+pub fn source_files(sources: &[Source], globs: &[String], hub: &LazyHub, key: &str) -> Result<Vec<SourceFile>> {
     let globs: Vec<Option<&str>> =
         if globs.is_empty() { vec![None] } else { globs.iter().map(|glob| Some(glob.as_str())).collect() };
     let mut files: Vec<SourceFile> = Vec::new();

@@ -2,28 +2,28 @@
 
 use super::data_set::{Contents, DataSet, Documents};
 use super::document::{Document, Opening};
-use super::files::local_files;
+use super::files::SourceFile;
 use super::order::Order;
 use super::tokenizer::{DocumentEncoder, TextTokenizer};
 use anyhow::{Context, Result, bail};
 use std::collections::VecDeque;
-use std::path::Path;
 
-/// The documents of `source` (a file or a folder), read as they are asked for, without end-of-text or any other token
+/// The documents of `files`, read as they are asked for, without end-of-text or any other token
 /// added. A text file is one document, and so are all token files together.
 pub fn documents_as_ids(
-    source: &Path,
+    files: Vec<SourceFile>,
     text_column: &str,
     tokenizer: Option<&TextTokenizer>,
     vocabulary_size: usize,
 ) -> Result<Box<dyn Iterator<Item = Result<Vec<u32>>>>> {
-    let data = DataSet::open(local_files(source, None)?, text_column)?;
+    let data = DataSet::open(files, text_column)?;
+    let names = data.names().to_vec();
     match data.contents {
         Contents::Tokens(files) => Ok(Box::new(std::iter::once(files.read(0..files.tokens(), vocabulary_size)))),
         Contents::Documents(documents) => {
-            let tokenizer = tokenizer.with_context(|| {
-                format!("{} is text, but the model has no tokenizer: give a token file", source.display())
-            })?;
+            let name = names.first().map_or("the data", String::as_str);
+            let tokenizer = tokenizer
+                .with_context(|| format!("{name} is text, but the model has no tokenizer: give a token file"))?;
             let encoder = tokenizer.document_encoder()?;
             let reader = DocumentReader { documents, encoder, vocabulary_size, next_unit: 0, texts: VecDeque::new() };
             Ok(Box::new(reader))

@@ -184,7 +184,8 @@ mod tests {
     fn a_torn_changed_or_misplaced_entry_is_dropped() {
         let (_folder, cache) = cache(100);
         let path = cache.folder.join(entry_name(KEY, &(0..5)));
-        let damage: [&dyn Fn(&mut Vec<u8>); 5] = [
+        type Damage<'a> = &'a dyn Fn(&mut Vec<u8>);
+        let damage: [Damage; 5] = [
             &|entry| entry.truncate(20),
             &|entry| entry.push(0),
             &|entry| entry[44] ^= 1,

@@ -4,11 +4,12 @@ use super::gpt2::Gpt2Cpu;
 use super::llama::LlamaCpu;
 use super::{KeyValueCache, ModelShape};
 use crate::config::Recompute;
+use crate::ops::product::Precision;
 use crate::params::Layout;
 use anyhow::Result;
 use std::sync::Arc;
 
-/// Either architecture's CPU engine, as generation uses it.
+/// Either architecture's CPU engine, as generation uses it: in f32.
 pub enum Decoder {
     Gpt2(Box<Gpt2Cpu>),
     Llama(Box<LlamaCpu>),
@@ -19,8 +20,12 @@ impl Decoder {
         let layout = Arc::clone(layout);
         match shape {
             // Its keys and values are read from what the blocks keep.
-            ModelShape::Gpt2(config) => Self::Gpt2(Box::new(Gpt2Cpu::new(config.clone(), layout, Recompute::None))),
-            ModelShape::Llama(config) => Self::Llama(Box::new(LlamaCpu::new(config.clone(), layout, Recompute::Block))),
+            ModelShape::Gpt2(config) => {
+                Self::Gpt2(Box::new(Gpt2Cpu::new(config.clone(), layout, Recompute::None, Precision::F32)))
+            }
+            ModelShape::Llama(config) => {
+                Self::Llama(Box::new(LlamaCpu::new(config.clone(), layout, Recompute::Block, Precision::F32)))
+            }
         }
     }
 
@@ -59,10 +64,11 @@ impl Decoder {
         prompt: &[u32],
         logits: &mut [f32],
     ) -> Result<()> {
-        match self {
+        // Inside the pool: an operation called from outside would wake it up each time.
+        rayon::scope(|_| match self {
             Self::Gpt2(model) => model.prefill(weights, cache, place, prompt, logits),
             Self::Llama(model) => model.prefill(weights, cache, place, prompt, logits),
-        }
+        })
     }
 
     /// Appends one token to every sequence and gives the logits [B, V] of what follows.
@@ -76,17 +82,17 @@ impl Decoder {
         tokens: &[u32],
         logits: &mut [f32],
     ) -> Result<()> {
-        match self {
+        rayon::scope(|_| match self {
             Self::Gpt2(model) => model.decode(weights, cache, tokens, logits),
             Self::Llama(model) => model.decode(weights, cache, tokens, logits),
-        }
+        })
     }
 
     /// Logits [rows * time, V] of every position of whole sequences.
     pub fn logits(&mut self, weights: &[f32], inputs: &[u32], rows: usize) -> Result<Vec<f32>> {
-        match self {
+        rayon::scope(|_| match self {
             Self::Gpt2(model) => model.logits(weights, inputs, rows),
             Self::Llama(model) => model.logits(weights, inputs, rows),
-        }
+        })
     }
 }

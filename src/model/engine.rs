@@ -4,8 +4,9 @@ use super::gpt2::{Gpt2Cpu, Gpt2Generic};
 use super::llama::{LlamaCpu, LlamaGeneric};
 use super::{Batch, Labels, LossSum, ModelShape};
 use crate::config::Recompute;
+use crate::ops::product::Precision;
 use crate::params::{Layout, ParameterStore, slice};
-use anyhow::{Result, bail};
+use anyhow::Result;
 use candle_core::Device;
 use std::sync::Arc;
 
@@ -20,13 +21,19 @@ pub enum Engine {
 
 impl Engine {
     /// The engine for a model whose parameters lie on `device`, placed by `layout`.
-    pub fn new(shape: &ModelShape, layout: &Arc<Layout>, device: &Device, recompute: Recompute) -> Self {
+    pub fn new(
+        shape: &ModelShape,
+        layout: &Arc<Layout>,
+        device: &Device,
+        recompute: Recompute,
+        precision: Precision,
+    ) -> Self {
         match (shape, device) {
             (ModelShape::Gpt2(config), Device::Cpu) => {
-                Self::Gpt2(Box::new(Gpt2Cpu::new(config.clone(), Arc::clone(layout), recompute)))
+                Self::Gpt2(Box::new(Gpt2Cpu::new(config.clone(), Arc::clone(layout), recompute, precision)))
             }
             (ModelShape::Llama(config), Device::Cpu) => {
-                Self::Llama(Box::new(LlamaCpu::new(config.clone(), Arc::clone(layout), recompute)))
+                Self::Llama(Box::new(LlamaCpu::new(config.clone(), Arc::clone(layout), recompute, precision)))
             }
             (ModelShape::Gpt2(config), _) => {
                 let parameters = config.parameters(layout);
@@ -41,22 +48,26 @@ impl Engine {
 
     /// The loss of a micro-batch; its gradient is written or added to the store's.
     pub fn gradients(&mut self, store: &mut ParameterStore, batch: Batch, labels: Labels) -> Result<LossSum> {
-        if let (Self::Gpt2Generic(_) | Self::LlamaGeneric(_), Labels::Sampled(_)) = (&self, &labels) {
-            bail!("labels sampled from the model are not available on {:?}", store.device());
-        }
+        // Inside the pool: an operation called from outside would wake it up each time.
         match self {
-            Self::Gpt2(model) => store.backward(|weights, slots| model.gradients(weights, slots, batch, labels))?,
-            Self::Llama(model) => store.backward(|weights, slots| model.gradients(weights, slots, batch, labels))?,
-            Self::Gpt2Generic(model) => Ok(model.gradients(store, batch)?),
-            Self::LlamaGeneric(model) => Ok(model.gradients(store, batch)?),
+            Self::Gpt2(model) => {
+                rayon::scope(|_| store.backward(|weights, slots| model.gradients(weights, slots, batch, labels))?)
+            }
+            Self::Llama(model) => {
+                rayon::scope(|_| store.backward(|weights, slots| model.gradients(weights, slots, batch, labels))?)
+            }
+            Self::Gpt2Generic(model) => Ok(model.gradients(store, batch, labels)?),
+            Self::LlamaGeneric(model) => Ok(model.gradients(store, batch, labels)?),
         }
     }
 
     /// The loss of a batch alone.
     pub fn loss(&mut self, store: &ParameterStore, batch: Batch) -> Result<LossSum> {
         match self {
-            Self::Gpt2(model) => slice(store.weights(), |weights| Ok(model.loss(weights, batch)?.0))?,
-            Self::Llama(model) => slice(store.weights(), |weights| Ok(model.loss(weights, batch)?.0))?,
+            Self::Gpt2(model) => rayon::scope(|_| slice(store.weights(), |weights| Ok(model.loss(weights, batch)?.0))?),
+            Self::Llama(model) => {
+                rayon::scope(|_| slice(store.weights(), |weights| Ok(model.loss(weights, batch)?.0))?)
+            }
             Self::Gpt2Generic(model) => Ok(model.loss(store, batch)?),
             Self::LlamaGeneric(model) => Ok(model.loss(store, batch)?),
         }

@@ -4,12 +4,12 @@ mod cache;
 mod decoder;
 mod engine;
 mod extent;
+mod fall_back;
 pub mod gpt2;
 mod init;
 pub mod llama;
 mod shape;
 mod twin;
-mod variables;
 pub mod weights;
 
 pub use cache::KeyValueCache;

@@ -1,5 +1,6 @@
 //! The operations and their references against PyTorch's numbers (tests/fixtures/ops/make.py makes them).
 
+use super::product::Precision;
 use super::testing::assert_close;
 use super::*;
 use std::collections::HashMap;
@@ -106,13 +107,14 @@ fn activations_give_pytorchs_numbers() {
 #[test]
 fn linear_gives_pytorchs_numbers() {
     let n = Numbers::of("linear");
-    let dims = linear::Dims { inputs: 5, outputs: 4, orientation: linear::Orientation::OutIn };
+    let dims =
+        linear::Dims { inputs: 5, outputs: 4, orientation: linear::Orientation::OutIn, precision: Precision::F32 };
     n.exact("result", &linear::reference::forward(n.f64("x"), n.f64("weight"), dims, n.f64("bias")));
     let (dx, dweight, dbias) = linear::reference::backward(n.f64("x"), n.f64("weight"), dims, n.f64("dy"));
     [("dx", dx), ("dweight", dweight), ("dbias", dbias)].iter().for_each(|(name, v)| n.exact(name, v));
 
     let [x, data, bias, dy] = ["x", "weight", "bias", "dy"].map(|name| n.f32(name));
-    let weight = linear::Weight { data: &data, dims };
+    let weight = linear::Weight { data: (&data).into(), dims };
     let (mut y, mut dx, mut dweight, mut dbias) = (vec![0.0; 12], vec![0.0; 15], vec![0.0; 20], vec![0.0; 4]);
     linear::forward(&x, weight, Some(&bias), None, &mut y);
     linear::backward_input(&dy, weight, Gradient::overwrite(&mut dx));
@@ -171,8 +173,10 @@ fn cross_entropy_gives_pytorchs_numbers() {
 
     let (x, weight) = (n.f32("x"), n.f32("head"));
     let (mut nll, mut dx, mut dhead) = (vec![0.0; 5], vec![0.0; 20], vec![0.0; 44]);
-    let (head, mut scratch) =
-        (Head { weight: &weight, vocabulary: 11, width: 4 }, vec![0.0; cross_entropy::scratch_len(5, 11)]);
+    let (head, mut scratch) = (
+        Head { weight: (&weight).into(), vocabulary: 11, width: 4, precision: Precision::F32 },
+        vec![0.0; cross_entropy::scratch_len(5, 11)],
+    );
     let (labels, to_dhead) = (Labels::Given(&targets), Some(Gradient::overwrite(&mut dhead)));
     let loss = cross_entropy::forward_backward(&x, head, labels, &mut nll, &mut dx, to_dhead, &mut scratch);
     let loss = loss.expect("targets inside the vocabulary");

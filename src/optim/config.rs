@@ -142,7 +142,8 @@ impl OptimizerConfig {
     /// The optimizer for parameters laid out by `layout`, with its state at the start.
     ///
     /// # Errors
-    /// When the device is not the CPU, or has no memory for the state.
+    /// When the device has no kernels (another than the CPU; with the cuda feature, than CUDA) or no memory for the
+    /// state.
     pub fn build(&self, layout: &Arc<Layout>, device: &Device) -> Result<Box<dyn Optimizer>, OptimError> {
         fn elementwise<const N: usize, M: Method<N> + 'static>(
             config: &OptimizerConfig,
@@ -151,9 +152,6 @@ impl OptimizerConfig {
             device: &Device,
         ) -> Result<Box<dyn Optimizer>, OptimError> {
             Ok(Box::new(Elementwise::new(method, config.gate(), layout, device)?))
-        }
-        if !device.is_cpu() {
-            return Err(OptimError::Device(format!("{:?}", device.location())));
         }
         let n = |key| self.number(key);
         let (weight_decay, decay) = (n("weight_decay"), self.decay());

@@ -11,6 +11,7 @@
 //! sums the new ||v||^2 exactly for the next step, so nothing drifts. Where no such identity holds (weight decay
 //! inside the gradient, RMSProp's momentum, another power), a further reading pass sums what the rule would give.
 
+use super::cuda::{OnDevice, Passes, Task};
 use super::gate::{GateScope, GateSettings, GateSource, clip_factor, gate};
 use super::kernel::{self, Level, Measure, Rule, Sums};
 use super::{GradientSource, OptimError, Optimizer, OptimizerState, StepInput, StepReport, groups, non_finite};
@@ -46,7 +47,7 @@ pub(super) struct Blend {
 }
 
 /// One method: its constants, and the rule that they give in one step.
-pub(super) trait Method<const N: usize>: Send {
+pub(super) trait Method<const N: usize>: OnDevice + Send {
     type Rule: Rule<N>;
 
     /// Names of the state tensors in a checkpoint, the velocity first.
@@ -78,6 +79,15 @@ pub(super) trait Method<const N: usize>: Send {
     fn advance(&mut self, _step: u64) {}
 }
 
+/// What a step came to, on either device. Pairs are (decayed, plain).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Done {
+    pub grad_norm: f64,
+    pub clip_factor: f64,
+    pub gates: [f64; 2],
+    pub velocity_sq: [f64; 2],
+}
+
 /// One of the elementwise methods with its state.
 pub(super) struct Elementwise<const N: usize, M: Method<N>> {
     method: M,
@@ -88,6 +98,8 @@ pub(super) struct Elementwise<const N: usize, M: Method<N>> {
     step: u64,
     /// ||velocity||^2 of the decayed and of the plain parameters after the last step.
     velocity_sq: [f64; 2],
+    /// Where the state is on a CUDA device.
+    passes: Option<Passes>,
 }
 
 /// The scale and decay that every rule begins with.
@@ -138,7 +150,8 @@ impl<const N: usize, M: Method<N>> Elementwise<N, M> {
         };
         // beta3 = 0 is no gate, and takes the path without one.
         let gate = gate.filter(|gate| gate.beta3 > 0.0 && gate.alpha1 > 0.0);
-        Ok(Self { method, gate, layout: layout.clone(), states, step: 0, velocity_sq: [0.0; 2] })
+        let passes = Passes::new(layout, device)?;
+        Ok(Self { method, gate, layout: layout.clone(), states, step: 0, velocity_sq: [0.0; 2], passes })
     }
 
     /// Steps made.
@@ -192,6 +205,96 @@ impl<const N: usize, M: Method<N>> Elementwise<N, M> {
     fn rules(&self, at: &[At; 2]) -> [(Range<usize>, M::Rule); 2] {
         let [decayed, plain] = groups(&self.layout);
         [(decayed, self.method.rule(&at[0])), (plain, self.method.rule(&at[1]))]
+    }
+
+    /// How both groups' velocities move, if both move linearly in the gradient alone.
+    fn blends(&self, at: &[At; 2]) -> Option<[Blend; 2]> {
+        Some([self.method.blend(&at[0])?, self.method.blend(&at[1])?])
+    }
+
+    /// All passes of a step as kernels on the device.
+    fn on_device(&mut self, store: &ParameterStore, input: &StepInput) -> Result<Done, OptimError> {
+        let at = self.scalars(input, 1.0);
+        let task = Task {
+            rule: self.method.kernel_rule(&at[0]),
+            input,
+            gate: self.gate,
+            // One blend for both: they differ in decay alone, which enters none.
+            blend: self.blends(&at).map(|blends| blends[0]),
+            needs_velocity_sq: self.method.needs_velocity_sq(),
+            grows_from_zero: M::GROWS_FROM_ZERO,
+        };
+        let Some(passes) = &mut self.passes else { return Err(OptimError::Device("the CPU".into())) };
+        passes.step(store, &self.states, &task)?.ok_or_else(|| non_finite(store))
+    }
+
+    /// All passes of a step on the CPU.
+    fn on_cpu(&mut self, store: &ParameterStore, input: &StepInput) -> Result<Done, OptimError> {
+        let ranges = groups(&self.layout);
+        let blends = self.blends(&self.scalars(input, 1.0));
+        let gate_reads_velocity_sq =
+            matches!(self.gate, Some(GateSettings { source: GateSource::Velocity, power: 2.0, .. }));
+        let wants_velocity_sq = gate_reads_velocity_sq || self.method.needs_velocity_sq();
+
+        // The reduction pass: reads g, and v where the identity will use it.
+        let sums = slice(store.gradients(), |gradient| {
+            if wants_velocity_sq && blends.is_some() {
+                slice(&self.states[0], |velocity| kernel::reduce(Level::best(), &ranges, gradient, Some(velocity)))
+            } else {
+                Ok(kernel::reduce(Level::best(), &ranges, gradient, None))
+            }
+        })??;
+        let grad_norm = input.gradient_scale * (sums[0].gradient_sq + sums[1].gradient_sq).sqrt();
+        if !grad_norm.is_finite() {
+            return Err(non_finite(store));
+        }
+        let clip = clip_factor(grad_norm, input.grad_clip);
+
+        // Scalars only, except where a sum has to be predicted.
+        let mut at = self.scalars(input, (input.gradient_scale * clip) as f32);
+        let velocity_sq = match (wants_velocity_sq, blends) {
+            (false, _) => [0.0; 2],
+            (true, Some(blends)) => self.velocity_sq_ahead(&at, &blends, &sums),
+            (true, None) => self.predict(store, &at, Measure::Velocity { power: 2.0 })?,
+        };
+        let factor = f64::from(at[0].factor);
+        let gates = match self.gate {
+            None => [1.0; 2],
+            Some(settings) => {
+                let q = match (settings.source, settings.power) {
+                    (GateSource::Velocity, 2.0) => velocity_sq,
+                    (GateSource::Gradient, 2.0) => [0, 1].map(|group: usize| factor * factor * sums[group].gradient_sq),
+                    (GateSource::Velocity, power) => self.predict(store, &at, Measure::Velocity { power })?,
+                    (GateSource::Gradient, power) => {
+                        self.predict(store, &at, Measure::Gradient { scale: factor, power })?
+                    }
+                };
+                match settings.scope {
+                    GateScope::Global => [gate(settings.beta3, settings.alpha1, q[0] + q[1]); 2],
+                    GateScope::Group => q.map(|q| gate(settings.beta3, settings.alpha1, q)),
+                }
+            }
+        };
+        for (at, gate) in at.iter_mut().zip(gates) {
+            at.eta = input.scheduled_lr * gate;
+            at.velocity_sq = velocity_sq[0] + velocity_sq[1];
+        }
+
+        // The update pass.
+        let rules = self.rules(&at);
+        let sums = slice(store.gradients(), |gradient| {
+            slice_mut(store.weights(), |weight| {
+                with_slices_mut(&self.states, |mut states| {
+                    let sums =
+                        kernel::update(Level::best(), &rules, gradient, weight, states.each_mut().map(|s| &mut **s));
+                    if M::GROWS_FROM_ZERO {
+                        states.iter_mut().for_each(|state| zero_gaps(&self.layout, state));
+                    }
+                    sums
+                })
+            })
+        })???;
+        Ok(Done { grad_norm, clip_factor: clip, gates, velocity_sq: [sums[0], sums[1]] })
     }
 }
 
@@ -256,84 +359,17 @@ impl<const N: usize, M: Method<N>> Optimizer for Elementwise<N, M> {
     ) -> Result<StepReport, OptimError> {
         input.check()?;
         check_layout(store, &self.layout)?;
-        let ranges = groups(&self.layout);
-        let before = self.scalars(input, 1.0);
-        let blends = match (self.method.blend(&before[0]), self.method.blend(&before[1])) {
-            (Some(decayed), Some(plain)) => Some([decayed, plain]),
-            _ => None,
-        };
-        let gate_reads_velocity_sq =
-            matches!(self.gate, Some(GateSettings { source: GateSource::Velocity, power: 2.0, .. }));
-        let wants_velocity_sq = gate_reads_velocity_sq || self.method.needs_velocity_sq();
-
-        // The reduction pass: reads g, and v where the identity will use it.
-        let sums = slice(store.gradients(), |gradient| {
-            if wants_velocity_sq && blends.is_some() {
-                slice(&self.states[0], |velocity| kernel::reduce(Level::best(), &ranges, gradient, Some(velocity)))
-            } else {
-                Ok(kernel::reduce(Level::best(), &ranges, gradient, None))
-            }
-        })??;
-        let grad_norm = input.gradient_scale * (sums[0].gradient_sq + sums[1].gradient_sq).sqrt();
-        if !grad_norm.is_finite() {
-            return Err(non_finite(store));
-        }
-        let clip = clip_factor(grad_norm, input.grad_clip);
-
-        // Scalars only, except where a sum has to be predicted.
-        let mut at = self.scalars(input, (input.gradient_scale * clip) as f32);
-        let velocity_sq = match (wants_velocity_sq, blends) {
-            (false, _) => [0.0; 2],
-            (true, Some(blends)) => self.velocity_sq_ahead(&at, &blends, &sums),
-            (true, None) => self.predict(store, &at, Measure::Velocity { power: 2.0 })?,
-        };
-        let factor = f64::from(at[0].factor);
-        let gates = match self.gate {
-            None => [1.0; 2],
-            Some(settings) => {
-                let q = match (settings.source, settings.power) {
-                    (GateSource::Velocity, 2.0) => velocity_sq,
-                    (GateSource::Gradient, 2.0) => [0, 1].map(|group: usize| factor * factor * sums[group].gradient_sq),
-                    (GateSource::Velocity, power) => self.predict(store, &at, Measure::Velocity { power })?,
-                    (GateSource::Gradient, power) => {
-                        self.predict(store, &at, Measure::Gradient { scale: factor, power })?
-                    }
-                };
-                match settings.scope {
-                    GateScope::Global => [gate(settings.beta3, settings.alpha1, q[0] + q[1]); 2],
-                    GateScope::Group => q.map(|q| gate(settings.beta3, settings.alpha1, q)),
-                }
-            }
-        };
-        for (at, gate) in at.iter_mut().zip(gates) {
-            at.eta = input.scheduled_lr * gate;
-            at.velocity_sq = velocity_sq[0] + velocity_sq[1];
-        }
-
-        // The update pass.
-        let rules = self.rules(&at);
-        let sums = slice(store.gradients(), |gradient| {
-            slice_mut(store.weights(), |weight| {
-                with_slices_mut(&self.states, |mut states| {
-                    let sums =
-                        kernel::update(Level::best(), &rules, gradient, weight, states.each_mut().map(|s| &mut **s));
-                    if M::GROWS_FROM_ZERO {
-                        states.iter_mut().for_each(|state| zero_gaps(&self.layout, state));
-                    }
-                    sums
-                })
-            })
-        })???;
-        self.velocity_sq = [sums[0], sums[1]];
+        let done = if self.passes.is_some() { self.on_device(store, input)? } else { self.on_cpu(store, input)? };
+        self.velocity_sq = done.velocity_sq;
         self.step += 1;
         self.method.advance(self.step);
-        let reported = usize::from(self.layout.decayed_len() == 0);
+        let gate = done.gates[usize::from(self.layout.decayed_len() == 0)];
         Ok(StepReport {
-            grad_norm,
-            clip_factor: clip,
-            eta: at[reported].eta,
-            gate: gates[reported],
-            velocity_sq: sums[0] + sums[1],
+            grad_norm: done.grad_norm,
+            clip_factor: done.clip_factor,
+            eta: input.scheduled_lr * gate,
+            gate,
+            velocity_sq: done.velocity_sq[0] + done.velocity_sq[1],
         })
     }
 
@@ -354,6 +390,9 @@ impl<const N: usize, M: Method<N>> Optimizer for Elementwise<N, M> {
         state.copy_tensors_into(&own)?;
         self.step = scalars[0] as u64;
         self.velocity_sq = [scalars[1], scalars[2]];
+        if let Some(passes) = &mut self.passes {
+            passes.set_velocity_sq(self.velocity_sq)?;
+        }
         if let Some(&extra) = scalars.get(3) {
             self.method.load_extra(extra);
         }

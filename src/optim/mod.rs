@@ -7,6 +7,11 @@
 mod adabelief;
 mod adam;
 pub mod config;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(not(feature = "cuda"))]
+#[path = "no_cuda.rs"]
+mod cuda;
 mod elementwise;
 mod gate;
 mod kernel;
@@ -24,9 +29,10 @@ mod sgd;
 mod sophia;
 #[cfg(test)]
 mod tests;
+mod whole;
 
-use crate::params::{Layout, ParameterStore, slice, slice_mut};
-use candle_core::Tensor;
+use crate::params::{Layout, ParameterStore, slice};
+use candle_core::{Device, Tensor};
 
 pub use config::{ConfigError, OptimizerConfig, Value};
 pub use gate::{clip_factor, gate};
@@ -137,7 +143,10 @@ impl OptimizerState {
             if (source.dims(), source.dtype()) != (target.dims(), target.dtype()) {
                 return Err(OptimError::State(format!("its tensor {name:?} is {source:?}, not {target:?}")));
             }
-            if !slice(source, |numbers| numbers.iter().all(|x| x.is_finite()))? {
+            // On the device already, and a copy: a state that shares this very memory may be given.
+            let source = source.to_device(target.device())?.copy()?;
+            // No f32 squared overflows an f64, nor does any sum of them.
+            if !whole::squares(&source, &[0..0, 0..source.elem_count()])?[1].is_finite() {
                 return Err(OptimError::State(format!("its tensor {name:?} holds a number that is not finite")));
             }
             pairs.push((source, target));
@@ -147,9 +156,7 @@ impl OptimizerState {
             return Err(OptimError::State(format!("it has the tensors {names:?}, more than this optimizer has")));
         }
         for (source, target) in pairs {
-            // A copy first: a state that shares this very memory may be given.
-            let numbers = slice(source, <[f32]>::to_vec)?;
-            slice_mut(target, |target| target.copy_from_slice(&numbers))?;
+            whole::copy(target, &source)?;
         }
         Ok(())
     }
@@ -195,7 +202,7 @@ pub enum OptimError {
     BadInput { what: &'static str, value: f64 },
     #[error("the optimizer's saved state does not fit: {0}. Resume with the optimizer and the model that wrote it")]
     State(String),
-    #[error("the optimizers have kernels for the CPU alone, not for {0}; set train.device = \"cpu\"")]
+    #[error("this build's optimizers have no kernels for {0}; set train.device = \"cpu\"")]
     Device(String),
     #[error("the optimizer's second pass over the batch failed")]
     SecondPass(#[source] anyhow::Error),
@@ -212,7 +219,11 @@ fn non_finite(store: &ParameterStore) -> OptimError {
             Some((parameter.name.clone(), index, numbers[parameter.offset + index]))
         })
     };
-    match slice(store.gradients(), find) {
+    let gradients = match store.gradients().to_device(&Device::Cpu) {
+        Ok(gradients) => gradients,
+        Err(error) => return error.into(),
+    };
+    match slice(&gradients, find) {
         Ok(Some((parameter, index, value))) => OptimError::NonFinite { parameter, index, value },
         // Only a number written into the gaps between the parameters gets here.
         Ok(None) => OptimError::NonFinite { parameter: "the gap after a parameter".into(), index: 0, value: f32::NAN },

@@ -13,11 +13,12 @@
 //! the decayed 2-D parameters that are neither embeddings nor the head. The rest is AdamW with `adamw_lr`, which
 //! follows the same schedule. Products are f32.
 
-use super::adam::{Adam, AdamRule, Decay};
+use super::adam::{Adam, Decay};
+use super::cuda::{MatrixStep, MuonPasses, OnDevice, Part};
 use super::elementwise::{At, Method, check_layout};
 use super::gate::{GateScope, GateSettings, GateSource, clip_factor, gate};
 use super::kernel::{self, Level, Measure};
-use super::{GradientSource, OptimError, Optimizer, OptimizerState, StepInput, StepReport, non_finite};
+use super::{GradientSource, OptimError, Optimizer, OptimizerState, StepInput, StepReport, groups, non_finite, whole};
 use crate::ops::product::{Into, Operand, Size, Threads, multiply};
 use crate::params::{Layout, Parameter, ParameterStore, slice, slice_mut};
 use candle_core::{DType, Device, Tensor};
@@ -62,6 +63,8 @@ pub(super) struct Muon {
     velocity: Tensor,
     second_moment: Tensor,
     step: u64,
+    /// Where the state is on a CUDA device.
+    passes: Option<MuonPasses>,
 }
 
 fn kind(parameter: &Parameter) -> Kind {
@@ -93,6 +96,11 @@ fn segments(layout: &Layout) -> Vec<Segment> {
     segments
 }
 
+/// A segment as the device's passes take it.
+fn part(segment: &Segment, adam: &Adam, at: &At) -> Part {
+    Part { range: segment.range.clone(), decays: segment.decays, rule: adam.kernel_rule(at), eta: at.eta }
+}
+
 impl Muon {
     pub fn new(
         settings: MuonSettings,
@@ -108,12 +116,14 @@ impl Muon {
             velocity: Tensor::zeros(layout.len(), DType::F32, device)?,
             second_moment: Tensor::zeros(layout.len(), DType::F32, device)?,
             step: 0,
+            passes: MuonPasses::new(device)?,
         })
     }
 
-    /// AdamW's rule for every segment. For a hidden one it is used only to look ahead at the velocity.
-    fn rules(&self, input: &StepInput, factor: f32, gates: [f64; 2]) -> Vec<(Range<usize>, AdamRule)> {
-        let rule = |segment: &Segment| {
+    /// AdamW for every segment, and its step's scalars. For a hidden one it is used only to look ahead at the velocity.
+    fn methods(&self, input: &StepInput, factor: f32, gates: [f64; 2]) -> Vec<(&Segment, Adam, At)> {
+        let method = |segment| {
+            let segment: &Segment = segment;
             let beta1 = if segment.kind == Kind::Hidden { self.settings.momentum } else { self.settings.beta1 };
             let MuonSettings { beta2, eps, weight_decay, .. } = self.settings;
             let scheduled_lr = input.scheduled_lr * self.settings.adamw_lr / self.settings.lr;
@@ -126,9 +136,9 @@ impl Muon {
                 weight_decay: if segment.decays { weight_decay } else { 0.0 },
                 velocity_sq: 0.0,
             };
-            Adam { beta1, beta2, eps, weight_decay, decay: Decay::Decoupled }.rule(&at)
+            (segment, Adam { beta1, beta2, eps, weight_decay, decay: Decay::Decoupled }, at)
         };
-        self.segments.iter().map(|segment| (segment.range.clone(), rule(segment))).collect()
+        self.segments.iter().map(method).collect()
     }
 
     /// The gates of the decayed and of the plain parameters.
@@ -138,7 +148,31 @@ impl Muon {
             GateSource::Velocity => Measure::Velocity { power: settings.power },
             GateSource::Gradient => Measure::Gradient { scale: f64::from(factor), power: settings.power },
         };
-        let rules = self.rules(input, factor, [1.0; 2]);
+        let sums = self.predict(store, &self.methods(input, factor, [1.0; 2]), factor, measure)?;
+        let mut q = [0.0; 2];
+        self.segments.iter().zip(sums).for_each(|(segment, sum)| q[usize::from(!segment.decays)] += sum);
+        Ok(match settings.scope {
+            GateScope::Global => [gate(settings.beta3, settings.alpha1, q[0] + q[1]); 2],
+            GateScope::Group => q.map(|q| gate(settings.beta3, settings.alpha1, q)),
+        })
+    }
+
+    /// The sum of every segment that a gate asks for; changes nothing.
+    fn predict(
+        &self,
+        store: &ParameterStore,
+        methods: &[(&Segment, Adam, At)],
+        factor: f32,
+        measure: Measure,
+    ) -> Result<Vec<f64>, OptimError> {
+        if let Some(passes) = &self.passes {
+            let states = [&self.velocity, &self.second_moment];
+            let sum = |(segment, adam, at): &(&Segment, Adam, At)| {
+                passes.predict(store, states, &part(segment, adam, at), factor, measure)
+            };
+            return Ok(methods.iter().map(sum).collect::<candle_core::Result<_>>()?);
+        }
+        let rules: Vec<_> = methods.iter().map(|(segment, adam, at)| (segment.range.clone(), adam.rule(at))).collect();
         let sums = slice(store.gradients(), |gradient| {
             slice(&self.velocity, |velocity| {
                 slice(&self.second_moment, |second_moment| {
@@ -147,12 +181,71 @@ impl Muon {
                 })
             })
         })???;
-        let mut q = [0.0; 2];
-        self.segments.iter().zip(sums).for_each(|(segment, sum)| q[usize::from(!segment.decays)] += sum);
-        Ok(match settings.scope {
-            GateScope::Global => [gate(settings.beta3, settings.alpha1, q[0] + q[1]); 2],
-            GateScope::Group => q.map(|q| gate(settings.beta3, settings.alpha1, q)),
-        })
+        Ok(sums)
+    }
+
+    /// The update on a CUDA device; gives ||new velocity||^2.
+    fn move_on_device(
+        &self,
+        passes: &MuonPasses,
+        store: &ParameterStore,
+        input: &StepInput,
+        factor: f32,
+        gates: [f64; 2],
+    ) -> Result<f64, OptimError> {
+        let mut velocity_sq = 0.0;
+        for (segment, adam, at) in self.methods(input, factor, gates) {
+            if segment.kind == Kind::Rest {
+                let states = [&self.velocity, &self.second_moment];
+                velocity_sq += passes.update(store, states, &part(segment, &adam, &at), factor)?;
+            }
+        }
+        let eta = input.scheduled_lr * gates[0];
+        for parameter in self.layout.parameters().iter().filter(|parameter| kind(parameter) == Kind::Hidden) {
+            let step = MatrixStep {
+                momentum: self.settings.momentum,
+                factor,
+                rate: eta * scale(parameter),
+                decay: eta * self.settings.weight_decay,
+                quintic: QUINTIC.map(f64::from),
+                iterations: ITERATIONS,
+            };
+            velocity_sq += passes.move_matrix(store, &self.velocity, parameter, &step)?;
+        }
+        Ok(velocity_sq)
+    }
+
+    /// The update on the CPU; gives ||new velocity||^2.
+    fn move_on_cpu(
+        &self,
+        store: &ParameterStore,
+        input: &StepInput,
+        factor: f32,
+        gates: [f64; 2],
+    ) -> Result<f64, OptimError> {
+        let methods = self.methods(input, factor, gates);
+        let rest = methods.iter().filter(|(segment, ..)| segment.kind == Kind::Rest);
+        let rules: Vec<_> = rest.map(|(segment, adam, at)| (segment.range.clone(), adam.rule(at))).collect();
+        let hidden: Vec<&Parameter> = self.layout.parameters().iter().filter(|p| kind(p) == Kind::Hidden).collect();
+        Ok(slice(store.gradients(), |gradient| {
+            slice_mut(store.weights(), |weight| {
+                slice_mut(&self.velocity, |velocity| {
+                    slice_mut(&self.second_moment, |second_moment| {
+                        let states = [&mut *velocity, second_moment];
+                        let rest = kernel::update(Level::best(), &rules, gradient, weight, states);
+                        let mut velocity_sq = rest.iter().sum::<f64>();
+                        for parameter in &hidden {
+                            let range = parameter.range();
+                            let (gradient, weight) = (&gradient[range.clone()], &mut weight[range.clone()]);
+                            let eta = input.scheduled_lr * gates[0];
+                            let velocity = &mut velocity[range];
+                            velocity_sq += self.move_matrix(parameter, eta, factor, gradient, weight, velocity);
+                        }
+                        velocity_sq
+                    })
+                })
+            })
+        })????)
     }
 
     /// Moves one hidden matrix and its velocity, and gives ||new velocity||^2. All slices are the matrix's own.
@@ -220,38 +313,18 @@ impl Optimizer for Muon {
     ) -> Result<StepReport, OptimError> {
         input.check()?;
         check_layout(store, &self.layout)?;
-        let ranges: Vec<_> = self.segments.iter().map(|segment| segment.range.clone()).collect();
-        let sums = slice(store.gradients(), |g| kernel::reduce(Level::best(), &ranges, g, None))?;
-        let grad_norm = input.gradient_scale * sums.iter().map(|sums| sums.gradient_sq).sum::<f64>().sqrt();
+        let sums = whole::squares(store.gradients(), &groups(&self.layout))?;
+        let grad_norm = input.gradient_scale * (sums[0] + sums[1]).sqrt();
         if !grad_norm.is_finite() {
             return Err(non_finite(store));
         }
         let clip = clip_factor(grad_norm, input.grad_clip);
         let factor = (input.gradient_scale * clip) as f32;
         let gates = self.gates(store, input, factor)?;
-        let mut rules = self.rules(input, factor, gates);
-        let mut kinds = self.segments.iter().map(|segment| segment.kind);
-        rules.retain(|_| kinds.next() == Some(Kind::Rest));
-        let hidden: Vec<&Parameter> = self.layout.parameters().iter().filter(|p| kind(p) == Kind::Hidden).collect();
-        let velocity_sq = slice(store.gradients(), |gradient| {
-            slice_mut(store.weights(), |weight| {
-                slice_mut(&self.velocity, |velocity| {
-                    slice_mut(&self.second_moment, |second_moment| {
-                        let states = [&mut *velocity, second_moment];
-                        let rest = kernel::update(Level::best(), &rules, gradient, weight, states);
-                        let mut velocity_sq = rest.iter().sum::<f64>();
-                        for parameter in &hidden {
-                            let range = parameter.range();
-                            let (gradient, weight) = (&gradient[range.clone()], &mut weight[range.clone()]);
-                            let eta = input.scheduled_lr * gates[0];
-                            let velocity = &mut velocity[range];
-                            velocity_sq += self.move_matrix(parameter, eta, factor, gradient, weight, velocity);
-                        }
-                        velocity_sq
-                    })
-                })
-            })
-        })????;
+        let velocity_sq = match &self.passes {
+            Some(passes) => self.move_on_device(passes, store, input, factor, gates)?,
+            None => self.move_on_cpu(store, input, factor, gates)?,
+        };
         self.step += 1;
         let gate = gates[usize::from(self.layout.decayed_len() == 0)];
         Ok(StepReport { grad_norm, clip_factor: clip, eta: input.scheduled_lr * gate, gate, velocity_sq })

@@ -8,22 +8,21 @@
 //!
 //! The report (norm, clip, gate) is that of g'.
 
-use super::kernel::{self, Level};
 use super::{GradientSource, Labels, OptimError, Optimizer, OptimizerState, StepInput, StepReport};
-use super::{groups, non_finite};
-use crate::params::{ParameterStore, slice, slice_mut};
-use rayon::prelude::*;
+use super::{groups, non_finite, whole};
+use crate::params::ParameterStore;
+use candle_core::Tensor;
 
 pub(super) struct Sam {
     rho: f64,
     inner: Box<dyn Optimizer>,
     /// theta while the second pass runs at theta + e; kept for its memory alone.
-    saved: Vec<f32>,
+    saved: Option<Tensor>,
 }
 
 impl Sam {
     pub fn new(rho: f64, inner: Box<dyn Optimizer>) -> Self {
-        Self { rho, inner, saved: Vec::new() }
+        Self { rho, inner, saved: None }
     }
 }
 
@@ -35,26 +34,22 @@ impl Optimizer for Sam {
         gradients: &mut dyn GradientSource,
     ) -> Result<StepReport, OptimError> {
         input.check()?;
-        let ranges = groups(store.layout());
-        let sums = slice(store.gradients(), |g| kernel::reduce(Level::best(), &ranges, g, None))?;
-        let norm = input.gradient_scale * (sums[0].gradient_sq + sums[1].gradient_sq).sqrt();
+        let sums = whole::squares(store.gradients(), &groups(store.layout()))?;
+        let norm = input.gradient_scale * (sums[0] + sums[1]).sqrt();
         if !norm.is_finite() {
             return Err(non_finite(store));
         }
         let scale = (self.rho * input.gradient_scale / (norm + 1e-12)) as f32;
-        self.saved.resize(store.layout().len(), 0.0);
-        slice(store.gradients(), |gradients| {
-            slice_mut(store.weights(), |weights| {
-                let saved = self.saved.par_iter_mut();
-                saved.zip(weights.par_iter_mut().zip(gradients)).for_each(|(saved, (weight, gradient))| {
-                    *saved = *weight;
-                    *weight += scale * gradient;
-                });
-            })
-        })??;
+        let saved = match self.saved.take() {
+            Some(saved) => saved,
+            None => store.weights().zeros_like()?,
+        };
+        whole::copy(&saved, store.weights())?;
+        whole::add_scaled(store.weights(), scale, store.gradients())?;
         // The weights come back before anything can fail.
         let pass = gradients.recompute(store, Labels::Data);
-        slice_mut(store.weights(), |weights| weights.copy_from_slice(&self.saved))?;
+        whole::copy(store.weights(), &saved)?;
+        self.saved = Some(saved);
         pass.map_err(OptimError::SecondPass)?;
         self.inner.step(store, input, gradients)
     }

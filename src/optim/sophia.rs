@@ -11,12 +11,11 @@
 
 use super::elementwise::{At, Blend, Elementwise, Method, Prepared};
 use super::gate::GateSettings;
-use super::kernel::{self, Level, Rule};
+use super::kernel::Rule;
 use super::{GradientSource, Labels, OptimError, Optimizer, OptimizerState, StepInput, StepReport};
-use super::{groups, lion::sign, non_finite};
-use crate::params::{Layout, ParameterStore, slice, slice_mut};
+use super::{groups, lion::sign, non_finite, whole};
+use crate::params::{Layout, ParameterStore};
 use candle_core::Device;
-use rayon::prelude::*;
 use std::sync::Arc;
 
 pub(super) struct Sophia {
@@ -96,26 +95,17 @@ impl SophiaG {
         gradients: &mut dyn GradientSource,
     ) -> Result<(), OptimError> {
         let check = |store: &ParameterStore| {
-            let ranges = groups(store.layout());
-            let sums = slice(store.gradients(), |g| kernel::reduce(Level::best(), &ranges, g, None))?;
-            if sums.iter().all(|sums| sums.gradient_sq.is_finite()) { Ok(()) } else { Err(non_finite(store)) }
+            let sums = whole::squares(store.gradients(), &groups(store.layout()))?;
+            if sums.iter().all(|sum| sum.is_finite()) { Ok(()) } else { Err(non_finite(store)) }
         };
         check(store)?;
-        let saved = slice(store.gradients(), <[f32]>::to_vec)?;
+        let saved = store.gradients().copy()?;
         gradients.recompute(store, Labels::Sampled).map_err(OptimError::SecondPass)?;
         check(store)?;
         let (keep, take) = (self.beta2 as f32, (1.0 - self.beta2) as f32);
-        let scale = gradient_scale as f32;
-        slice_mut(store.gradients(), |gradients| {
-            slice_mut(&self.inner.states()[1], |hessian| {
-                hessian.par_iter_mut().zip(&*gradients).for_each(|(hessian, gradient)| {
-                    let sampled = scale * gradient;
-                    *hessian = keep * *hessian + take * (sampled * sampled);
-                });
-            })?;
-            gradients.copy_from_slice(&saved);
-            Ok::<_, candle_core::Error>(())
-        })??;
+        let hessian = &self.inner.states()[1];
+        whole::blend_square(hessian, keep, take, gradient_scale as f32, store.gradients())?;
+        whole::copy(store.gradients(), &saved)?;
         Ok(())
     }
 }

@@ -5,6 +5,9 @@ use anyhow::{Context, Result, bail};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
+/// What a run folder may hold before its config is written.
+const OWN_FIRST_FILES: &[&str] = &[".lock", "model"];
+
 /// A run folder that this process holds.
 #[derive(Debug)]
 pub struct RunFolder {
@@ -27,7 +30,13 @@ impl RunFolder {
             bail!("{} is a run already: continue it with --resume, or give another --run-dir", path.display());
         }
         let occupied = match fs::read_dir(path) {
-            Ok(mut entries) => entries.next().is_some(),
+            Ok(entries) => {
+                let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+                let names: std::io::Result<Vec<String>> = names.collect();
+                let names = names.with_context(|| format!("cannot list {}", path.display()))?;
+                // A run that was killed before it had a config is none, and may begin again.
+                names.iter().any(|name| !OWN_FIRST_FILES.contains(&name.as_str()) && !name.starts_with(".tmp"))
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
             Err(error) => return Err(error).with_context(|| format!("cannot use {} as a run folder", path.display())),
         };
@@ -91,6 +100,8 @@ mod tests {
         RunFolder::check_fresh(&path)?;
         let run = RunFolder::open(&path)?;
         assert!(RunFolder::open(&path).unwrap_err().to_string().contains("in use"));
+        RunFolder::check_fresh(&path)?;
+        fs::write(path.join("thesis.txt"), "mine")?;
         assert!(RunFolder::check_fresh(&path).unwrap_err().to_string().contains("not empty"));
         run.write_config("seed = 1\n")?;
         assert!(RunFolder::check_fresh(&path).unwrap_err().to_string().contains("--resume"));

@@ -4,6 +4,7 @@ use super::super::{Ending, doctor, print_json};
 use crate::config::{ConfigError, Recompute};
 use crate::model::gpt2::Gpt2Config;
 use crate::model::{Batch, Engine, Head, Labels, ModelShape};
+use crate::ops::product::Precision;
 use crate::ops::profile::{self, Part};
 use crate::optim::{NoSecondPass, OptimizerConfig, StepInput};
 use crate::params::{Layout, ParameterStore};
@@ -25,6 +26,7 @@ pub struct Options {
     pub sequence_length: usize,
     pub steps: usize,
     pub recompute: Recompute,
+    pub precision: Precision,
     pub json: bool,
 }
 
@@ -36,7 +38,7 @@ const WARM_UP: usize = 2;
 
 /// Trains on random tokens and prints the medians.
 pub fn run(options: &Options) -> Result<Ending> {
-    if options.n_embd % options.n_head.max(1) != 0 || options.n_head == 0 {
+    if options.n_head == 0 || !options.n_embd.is_multiple_of(options.n_head) {
         return Err(ConfigError::flag("--n-embd", "the width must be a multiple of --n-head").into());
     }
     let (rows, time) = (options.micro_batch, options.sequence_length);
@@ -56,7 +58,7 @@ pub fn run(options: &Options) -> Result<Ending> {
     let mut weights = vec![0.0; layout.len()];
     shape.initialize(&layout, 1, &mut weights);
     store.set_weights(weights)?;
-    let mut engine = Engine::new(&shape, &layout, &Device::Cpu, options.recompute);
+    let mut engine = Engine::new(&shape, &layout, &Device::Cpu, options.recompute, options.precision);
     let mut optimizer = OptimizerConfig::from_keys("vradam", &[])?.build(&layout, &Device::Cpu)?;
     let mut random = generator(1, Stream::Init);
     let ids: Vec<u32> = (0..2 * rows * time).map(|_| below(&mut random, VOCABULARY as u64) as u32).collect();
@@ -103,7 +105,12 @@ pub fn run(options: &Options) -> Result<Ending> {
         }))?;
         return Ok(Ending::Done);
     }
-    println!("{} parameters, {rows} x {time} tokens, {} threads, f32", layout.count(), rayon::current_num_threads());
+    println!(
+        "{} parameters, {rows} x {time} tokens, {} threads, {:?}",
+        layout.count(),
+        rayon::current_num_threads(),
+        options.precision
+    );
     println!("step     {:8.1} ms median, {:.1} ms best of {}", median * 1e3, seconds[0] * 1e3, options.steps);
     println!(
         "speed    {:8.0} tok/s, {:.0} GFLOP/s ({:.0}% of the measured products)",

@@ -7,6 +7,7 @@ use super::{BlockParameters, Gpt2Config, Gpt2Parameters, LinearParameters, NormP
 use crate::config::Recompute;
 use crate::model::extent::Extent;
 use crate::model::{Batch, Labels, LossSum};
+use crate::ops::product::Precision;
 use crate::ops::profile::{Part, timed};
 use crate::ops::{Gradient, activation, attention, cross_entropy, embedding, layer_norm, linear};
 use crate::params::{GradientSlots, Layout};
@@ -27,6 +28,8 @@ pub(super) struct Model {
     pub config: Gpt2Config,
     layout: Arc<Layout>,
     pub parameters: Gpt2Parameters,
+    /// What the operands of the linear layers' and the head's products are rounded to.
+    pub precision: Precision,
 }
 
 /// What one block keeps for its backward pass. R = rows * time.
@@ -85,16 +88,22 @@ impl Model {
     fn linear_weight<'a>(&self, weights: &'a [f32], layer: LinearParameters) -> linear::Weight<'a> {
         let shape = &self.layout.parameters()[layer.weight].shape;
         linear::Weight {
-            data: self.weight(weights, layer.weight),
-            dims: linear::Dims { inputs: shape[0], outputs: shape[1], orientation: linear::Orientation::InOut },
+            data: self.weight(weights, layer.weight).into(),
+            dims: linear::Dims {
+                inputs: shape[0],
+                outputs: shape[1],
+                orientation: linear::Orientation::InOut,
+                precision: self.precision,
+            },
         }
     }
 
     fn head<'a>(&self, weights: &'a [f32]) -> cross_entropy::Head<'a> {
         cross_entropy::Head {
-            weight: self.weight(weights, self.parameters.head),
+            weight: self.weight(weights, self.parameters.head).into(),
             vocabulary: self.config.vocab_size,
             width: self.config.n_embd,
+            precision: self.precision,
         }
     }
 
@@ -340,10 +349,10 @@ impl Buffers {
 }
 
 impl Gpt2Cpu {
-    pub fn new(config: Gpt2Config, layout: Arc<Layout>, recompute: Recompute) -> Self {
+    pub fn new(config: Gpt2Config, layout: Arc<Layout>, recompute: Recompute, precision: Precision) -> Self {
         let parameters = config.parameters(&layout);
         Self {
-            model: Model { config, layout, parameters },
+            model: Model { config, layout, parameters, precision },
             recompute,
             buffers: Buffers::default(),
             decoding: Default::default(),
@@ -354,7 +363,7 @@ impl Gpt2Cpu {
     pub fn working_bytes(config: &Gpt2Config, rows: usize, time: usize, recompute: Recompute) -> usize {
         let layout = Arc::new(Layout::new(config.parameter_specs()));
         let parameters = config.parameters(&layout);
-        let model = Model { config: config.clone(), layout, parameters };
+        let model = Model { config: config.clone(), layout, parameters, precision: Precision::F32 };
         size_of::<f32>() * Buffers::numbers(&model, Extent { rows, time }, recompute)
     }
 

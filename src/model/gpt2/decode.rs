@@ -116,11 +116,12 @@ impl Gpt2Cpu {
     fn head_logits(&self, weights: &[f32], hidden: &[f32], logits: &mut [f32]) {
         let config = &self.model.config;
         let head = linear::Weight {
-            data: self.model.weight(weights, self.model.parameters.head),
+            data: self.model.weight(weights, self.model.parameters.head).into(),
             dims: linear::Dims {
                 inputs: config.n_embd,
                 outputs: config.vocab_size,
                 orientation: linear::Orientation::OutIn,
+                precision: self.model.precision,
             },
         };
         linear::forward(hidden, head, None, None, logits);

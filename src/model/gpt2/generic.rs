@@ -5,9 +5,8 @@
 
 use super::twin;
 use super::{Gpt2Config, Gpt2Parameters};
-use crate::model::twin::loss_sum;
-use crate::model::variables::{Variables, ids_on, views};
-use crate::model::{Batch, IGNORE, LossSum};
+use crate::model::fall_back::{Variables, check_ids, ids_on, label_loss, views};
+use crate::model::{Batch, Labels, LossSum};
 use crate::params::ParameterStore;
 use candle_core::{Result, Tensor, Var, bail};
 
@@ -39,13 +38,15 @@ impl Gpt2Generic {
 
     /// The loss alone.
     pub fn loss(&self, store: &ParameterStore, batch: Batch) -> Result<LossSum> {
+        check_ids(batch, &Labels::Data, self.config.vocab_size)?;
         let logits = self.logits(store, batch.inputs, batch.rows)?;
-        let (sum, count) = loss_sum(&logits, batch.targets, IGNORE)?;
+        let (sum, count) = label_loss(&logits, batch, Labels::Data)?;
         Ok(LossSum { sum: f64::from(sum.to_scalar::<f32>()?), count })
     }
 
     /// The loss, and its gradient added to the store's.
-    pub fn gradients(&self, store: &mut ParameterStore, batch: Batch) -> Result<LossSum> {
+    pub fn gradients(&self, store: &mut ParameterStore, batch: Batch, labels: Labels) -> Result<LossSum> {
+        check_ids(batch, &labels, self.config.vocab_size)?;
         let ids = ids_on(store, batch.inputs, batch.rows)?;
         let hidden = self.forward(store, &ids)?;
         let norm = self.parameters.norm_final;
@@ -54,7 +55,7 @@ impl Gpt2Generic {
         let [weight, bias, matrix] = head.tensors();
         let input = Var::from_tensor(&hidden[self.config.n_layer])?;
         let logits = twin::logits(&self.config, &[weight, bias], &matrix, input.as_tensor())?;
-        let (sum, count) = loss_sum(&logits, batch.targets, IGNORE)?;
+        let (sum, count) = label_loss(&logits, batch, labels)?;
         let Some(mut gradient) = head.backward(store, &sum, Some(&input))? else {
             bail!("the head's twin gave no gradient to its input")
         };

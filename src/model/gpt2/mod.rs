@@ -14,3 +14,5 @@ pub use load::load;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod trained_tests;

@@ -4,6 +4,7 @@ use super::twin;
 use super::*;
 use crate::config::Recompute;
 use crate::model::{Batch, Engine, Head, IGNORE, Labels, ModelShape, twin as shared_twin};
+use crate::ops::product::Precision;
 use crate::params::{Layout, ParameterStore, slice, slice_mut};
 use crate::random::{Stream, below, fill_normal, generator};
 use anyhow::Result;
@@ -93,7 +94,8 @@ fn every_gradient_of_the_fast_path_equals_the_twins_in_f64() -> Result<()> {
         let expected_loss = expected_loss.to_scalar::<f64>()?;
 
         for recompute in [Recompute::None, Recompute::Block] {
-            let mut engine = Engine::new(&ModelShape::Gpt2(config.clone()), &layout, &Device::Cpu, recompute);
+            let mut engine =
+                Engine::new(&ModelShape::Gpt2(config.clone()), &layout, &Device::Cpu, recompute, Precision::F32);
             store.start_gradients();
             let batch = Batch { inputs: &inputs, targets: &targets, rows: ROWS };
             let loss = engine.gradients(&mut store, batch, Labels::Data)?;
@@ -146,7 +148,8 @@ fn the_fall_back_gives_the_fast_paths_loss_and_gradients() -> Result<()> {
     let config = config(Head::Tied);
     let (layout, mut store, inputs, targets) = case(&config, 9)?;
     let batch = Batch { inputs: &inputs, targets: &targets, rows: ROWS };
-    let mut engine = Engine::new(&ModelShape::Gpt2(config.clone()), &layout, &Device::Cpu, Recompute::None);
+    let mut engine =
+        Engine::new(&ModelShape::Gpt2(config.clone()), &layout, &Device::Cpu, Recompute::None, Precision::F32);
     let generic = Gpt2Generic { config: config.clone(), parameters: config.parameters(&layout) };
     let mut generic = Engine::Gpt2Generic(Box::new(generic));
     let mut run = |engine: &mut Engine| -> Result<(f64, Vec<f32>)> {
@@ -172,7 +175,7 @@ fn decoding_with_the_cache_gives_the_logits_of_the_whole_sequence() -> Result<()
     let config = config(Head::Untied);
     let (layout, store, inputs, _) = case(&config, 12)?;
     let vocabulary = config.vocab_size;
-    let mut model = Gpt2Cpu::new(config, layout, Recompute::None);
+    let mut model = Gpt2Cpu::new(config, layout, Recompute::None, Precision::F32);
     slice(store.weights(), |weights| -> Result<()> {
         let expected = model.logits(weights, &inputs, ROWS)?;
         let at = |row: usize, time: usize| &expected[(row * 12 + time) * vocabulary..][..vocabulary];

@@ -2,6 +2,7 @@
 
 use super::{BlockParameters, LlamaConfig, LlamaParameters};
 use crate::model::{Extent, KeyValueCache};
+use crate::ops::product::Precision;
 use crate::ops::profile::{Part, timed};
 use crate::ops::rotary::{self, Direction};
 use crate::ops::{Gradient, activation, attention, cross_entropy, linear, rms_norm};
@@ -15,6 +16,8 @@ pub struct Model {
     pub parameters: LlamaParameters,
     /// At least as many positions as the longest sequence so far.
     pub rotation: rotary::Table,
+    /// What the operands of the linear layers' and the head's products are rounded to.
+    pub precision: Precision,
 }
 
 /// The rows that a pass runs over.
@@ -184,16 +187,22 @@ impl Model {
     pub fn linear_weight<'a>(&self, weights: &'a [f32], index: usize) -> linear::Weight<'a> {
         let shape = &self.layout.parameters()[index].shape;
         linear::Weight {
-            data: self.weight(weights, index),
-            dims: linear::Dims { inputs: shape[1], outputs: shape[0], orientation: linear::Orientation::OutIn },
+            data: self.weight(weights, index).into(),
+            dims: linear::Dims {
+                inputs: shape[1],
+                outputs: shape[0],
+                orientation: linear::Orientation::OutIn,
+                precision: self.precision,
+            },
         }
     }
 
     pub fn head<'a>(&self, weights: &'a [f32]) -> cross_entropy::Head<'a> {
         cross_entropy::Head {
-            weight: self.weight(weights, self.parameters.head),
+            weight: self.weight(weights, self.parameters.head).into(),
             vocabulary: self.config.vocab_size,
             width: self.config.n_embd,
+            precision: self.precision,
         }
     }
 

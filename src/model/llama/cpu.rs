@@ -7,6 +7,7 @@ use super::LlamaConfig;
 use super::block::{Model, Past, Rows, Saved, Shared};
 use crate::config::Recompute;
 use crate::model::{Batch, Extent, Labels, LossSum};
+use crate::ops::product::Precision;
 use crate::ops::profile::{Part, timed};
 use crate::ops::{Gradient, attention, cross_entropy, embedding, rms_norm, rotary};
 use crate::params::{GradientSlots, Layout};
@@ -122,10 +123,11 @@ fn training_scratch_len(config: &LlamaConfig, extent: Extent) -> usize {
 }
 
 impl LlamaCpu {
-    pub fn new(config: LlamaConfig, layout: Arc<Layout>, recompute: Recompute) -> Self {
+    pub fn new(config: LlamaConfig, layout: Arc<Layout>, recompute: Recompute, precision: Precision) -> Self {
         let parameters = config.parameters(&layout);
         let rotation = rotary::Table::new(config.rope_theta, config.head_dim, 0, config.rope_scaling);
-        Self { model: Model { config, layout, parameters, rotation }, recompute, buffers: Buffers::default() }
+        let model = Model { config, layout, parameters, rotation, precision };
+        Self { model, recompute, buffers: Buffers::default() }
     }
 
     /// The model's shape.

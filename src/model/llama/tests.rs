@@ -4,6 +4,7 @@ use super::twin::{self, Rotation};
 use super::*;
 use crate::config::Recompute;
 use crate::model::{Batch, Engine, Extent, Head, IGNORE, Labels, ModelShape, twin as shared_twin};
+use crate::ops::product::Precision;
 use crate::ops::rotary::Scaling;
 use crate::params::{Layout, ParameterStore, slice, slice_mut};
 use crate::random::{Stream, below, fill_normal, generator};
@@ -62,7 +63,7 @@ fn case(config: &LlamaConfig, time: usize) -> Result<Case> {
 }
 
 fn engine(config: &LlamaConfig, layout: &Arc<Layout>, recompute: Recompute) -> Engine {
-    Engine::new(&ModelShape::Llama(config.clone()), layout, &Device::Cpu, recompute)
+    Engine::new(&ModelShape::Llama(config.clone()), layout, &Device::Cpu, recompute, Precision::F32)
 }
 
 /// The whole model as one graph over variables in f64: the sum of the losses.
@@ -185,7 +186,7 @@ fn the_fall_back_gives_the_fast_paths_loss_and_gradients() -> Result<()> {
 }
 
 #[test]
-fn sampled_labels_give_the_gradient_of_the_loss_against_the_labels_drawn() -> Result<()> {
+fn labels_drawn_from_the_model_depend_on_the_seed_alone_and_count_the_same_targets() -> Result<()> {
     let config = config(4, 2, Head::Tied);
     let (layout, mut store, inputs, targets) = case(&config, 9)?;
     let mut engine = engine(&config, &layout, Recompute::None);
@@ -210,7 +211,7 @@ fn decoding_with_the_cache_gives_the_logits_of_the_whole_sequence() -> Result<()
         let config = config(n_head, n_kv_head, head);
         let (layout, store, inputs, _) = case(&config, 12)?;
         let vocabulary = config.vocab_size;
-        let mut model = LlamaCpu::new(config, layout, Recompute::Block);
+        let mut model = LlamaCpu::new(config, layout, Recompute::Block, Precision::F32);
         slice(store.weights(), |weights| -> Result<()> {
             let expected = model.logits(weights, &inputs, ROWS)?;
             let at = |row: usize, time: usize| &expected[(row * 12 + time) * vocabulary..][..vocabulary];
@@ -244,7 +245,7 @@ fn the_memory_that_is_planned_is_the_memory_that_a_step_takes() -> Result<()> {
     let config = config(4, 2, Head::Tied);
     let (layout, mut store, inputs, targets) = case(&config, 19)?;
     for recompute in [Recompute::None, Recompute::Block] {
-        let mut model = LlamaCpu::new(config.clone(), Arc::clone(&layout), recompute);
+        let mut model = LlamaCpu::new(config.clone(), Arc::clone(&layout), recompute, Precision::F32);
         let batch = Batch { inputs: &inputs, targets: &targets, rows: ROWS };
         store.start_gradients();
         store.backward(|weights, slots| model.gradients(weights, slots, batch, Labels::Data))??;

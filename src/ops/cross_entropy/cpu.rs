@@ -1,7 +1,7 @@
 //! The fused head on the CPU: chunks of rows, whose logits become their own gradient in place.
 
 use super::{Head, IGNORE, Labels, Loss, TargetError};
-use crate::ops::product::{Operand, Size, Threads, multiply};
+use crate::ops::product::{Operand, Size, Threads, multiply_in};
 use crate::ops::simd::{LANES, Level, aligned, exp, exp_in_place, kernel, max, sum_of};
 use crate::ops::{Gradient, Into};
 use crate::random::uniform;
@@ -82,7 +82,7 @@ pub fn forward_backward(
     mut dweight: Option<Gradient>,
     scratch: &mut [f32],
 ) -> Result<Loss, TargetError> {
-    let Head { vocabulary, width, weight } = head;
+    let Head { vocabulary, width, weight, precision } = head;
     let (targets, sampled) = match labels {
         Labels::Given(targets) => (targets, None),
         Labels::Sampled { mask, generator } => (mask, Some(generator)),
@@ -122,12 +122,12 @@ pub fn forward_backward(
         });
         let slopes = Operand::row_major(logits, stride);
         let size = Size { m: rows, k: vocabulary, n: width };
-        let weight = Operand::row_major(weight, width);
-        multiply(Threads::All, size, slopes, weight, 1.0, dx, width, Into::Overwrite);
+        multiply_in(precision, Threads::All, size, slopes, weight.row_major(width), 1.0, dx, width, Into::Overwrite);
         if let Some(dweight) = &mut dweight {
             let size = Size { m: vocabulary, k: rows, n: width };
             let x = Operand::row_major(x, width);
-            multiply(Threads::All, size, slopes.transposed(), x, 1.0, dweight.data, width, dweight.into);
+            let (slopes, into) = (slopes.transposed(), dweight.into);
+            multiply_in(precision, Threads::All, size, slopes, x, 1.0, dweight.data, width, into);
             dweight.into = Into::Accumulate;
         }
     }
@@ -135,7 +135,7 @@ pub fn forward_backward(
 }
 
 fn check(x: &[f32], head: Head, targets: &[u32], nll: &[f64]) -> Result<(), TargetError> {
-    let Head { weight, vocabulary, width } = head;
+    let Head { weight, vocabulary, width, .. } = head;
     assert!(width > 0 && weight.len() >= vocabulary * width, "cross-entropy: the head is shorter than [V, C]");
     assert!(x.len() == targets.len() * width && nll.len() == targets.len(), "cross-entropy: x or nll are not [N, ..]");
     match targets.iter().position(|&target| target != IGNORE && target as usize >= vocabulary) {
@@ -146,11 +146,11 @@ fn check(x: &[f32], head: Head, targets: &[u32], nll: &[f64]) -> Result<(), Targ
 
 /// Logits [rows, V] = x [rows, C] head^T.
 fn form_logits(x: &[f32], head: Head, rows: usize, logits: &mut [f32]) {
-    let Head { weight, vocabulary, width } = head;
+    let Head { weight, vocabulary, width, precision } = head;
     let size = Size { m: rows, k: width, n: vocabulary };
-    let head = Operand::row_major(weight, width).transposed();
+    let (x, head) = (Operand::row_major(x, width), weight.row_major(width).transposed());
     let stride = logit_stride(vocabulary);
-    multiply(Threads::All, size, Operand::row_major(x, width), head, 1.0, logits, stride, Into::Overwrite);
+    multiply_in(precision, Threads::All, size, x, head, 1.0, logits, stride, Into::Overwrite);
 }
 
 /// Sum and count over the rows that take part, in their order.

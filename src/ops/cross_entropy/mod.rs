@@ -12,6 +12,7 @@ pub mod reference;
 
 pub use cpu::{forward, forward_backward, scratch_len};
 
+use super::product::{Numbers, Precision};
 use rand_chacha::ChaCha8Rng;
 
 /// A target that takes no part in the loss.
@@ -29,11 +30,14 @@ pub struct Loss {
 /// The matrix that turns hidden states into logits, [V, C].
 #[derive(Clone, Copy, Debug)]
 pub struct Head<'a> {
-    pub weight: &'a [f32],
+    /// In f32, or its copy in bf16.
+    pub weight: Numbers<'a>,
     /// V: rows of `weight` that take part (a padded vocabulary's further rows do not).
     pub vocabulary: usize,
     /// C.
     pub width: usize,
+    /// What the operands of the three products are rounded to (x, the head and dl); softmax and loss are f32 and f64.
+    pub precision: Precision,
 }
 
 /// What the rows should have predicted.

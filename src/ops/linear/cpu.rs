@@ -2,7 +2,7 @@
 
 use super::{Dims, Orientation, Weight};
 use crate::ops::parallel::rows_a_piece;
-use crate::ops::product::{Operand, Size, Threads, multiply};
+use crate::ops::product::{Matrix, Numbers, Operand, Size, Threads, multiply_in};
 use crate::ops::simd::{Level, kernel};
 use crate::ops::{Gradient, Into};
 use rayon::prelude::*;
@@ -13,39 +13,51 @@ const BIAS_COLUMNS: usize = 128;
 const BIAS_ROWS: usize = 64;
 
 /// y [R, O] = x [R, I] W + bias [O] + residual [R, O].
-pub fn forward(x: &[f32], weight: Weight, bias: Option<&[f32]>, residual: Option<&[f32]>, y: &mut [f32]) {
-    let Dims { inputs, outputs, .. } = weight.dims;
+pub fn forward<'a>(
+    x: impl std::convert::Into<Numbers<'a>>,
+    weight: Weight,
+    bias: Option<&[f32]>,
+    residual: Option<&[f32]>,
+    y: &mut [f32],
+) {
+    let (x, Dims { inputs, outputs, precision, .. }) = (x.into(), weight.dims);
     let rows = rows_of("linear", y, outputs);
     assert_eq!(x.len(), rows * inputs, "linear: x is not [R, I]");
     assert!(bias.is_none_or(|bias| bias.len() == outputs), "linear: the bias is not [O]");
     assert!(residual.is_none_or(|residual| residual.len() == y.len()), "linear: the residual is not [R, O]");
     let into = preset(bias, residual, y, outputs);
     let size = Size { m: rows, k: inputs, n: outputs };
-    multiply(Threads::All, size, Operand::row_major(x, inputs), in_out(weight), 1.0, y, outputs, into);
+    multiply_in(precision, Threads::All, size, x.row_major(inputs), in_out(weight), 1.0, y, outputs, into);
 }
 
 /// dx [R, I] (+)= dy [R, O] W^T.
 pub fn backward_input(dy: &[f32], weight: Weight, dx: Gradient) {
-    let Dims { inputs, outputs, .. } = weight.dims;
+    let Dims { inputs, outputs, precision, .. } = weight.dims;
     let rows = rows_of("linear backward", dx.data, inputs);
     assert_eq!(dy.len(), rows * outputs, "linear backward: dy is not [R, O]");
     let size = Size { m: rows, k: outputs, n: inputs };
     let dy = Operand::row_major(dy, outputs);
-    multiply(Threads::All, size, dy, in_out(weight).transposed(), 1.0, dx.data, inputs, dx.into);
+    multiply_in(precision, Threads::All, size, dy, in_out(weight).transposed(), 1.0, dx.data, inputs, dx.into);
 }
 
 /// dweight (+)= x^T dy in the weight's orientation, dbias [O] (+)= sum over rows of dy.
-pub fn backward_weight(x: &[f32], dy: &[f32], dims: Dims, dweight: Gradient, dbias: Option<Gradient>) {
-    let Dims { inputs, outputs, orientation } = dims;
+pub fn backward_weight<'a>(
+    x: impl std::convert::Into<Numbers<'a>>,
+    dy: &[f32],
+    dims: Dims,
+    dweight: Gradient,
+    dbias: Option<Gradient>,
+) {
+    let (x, Dims { inputs, outputs, orientation, precision }) = (x.into(), dims);
     let rows = rows_of("linear backward", dy, outputs);
     assert_eq!(x.len(), rows * inputs, "linear backward: x is not [R, I]");
     assert_eq!(dweight.data.len(), inputs * outputs, "linear backward: the weight's gradient is not I x O");
-    let (x, dy_operand) = (Operand::row_major(x, inputs), Operand::row_major(dy, outputs));
+    let (x, dy_operand) = (x.row_major(inputs), Matrix::F32(Operand::row_major(dy, outputs)));
     let (m, n, a, b) = match orientation {
         Orientation::InOut => (inputs, outputs, x.transposed(), dy_operand),
         Orientation::OutIn => (outputs, inputs, dy_operand.transposed(), x),
     };
-    multiply(Threads::All, Size { m, k: rows, n }, a, b, 1.0, dweight.data, n, dweight.into);
+    multiply_in(precision, Threads::All, Size { m, k: rows, n }, a, b, 1.0, dweight.data, n, dweight.into);
     if let Some(dbias) = dbias {
         add_rows(dy, dbias);
     }
@@ -61,12 +73,12 @@ fn add_rows(dy: &[f32], target: Gradient) {
 }
 
 /// The weight as an [I, O] matrix.
-fn in_out(weight: Weight) -> Operand {
-    let Weight { data, dims: Dims { inputs, outputs, orientation } } = weight;
+fn in_out(weight: Weight) -> Matrix {
+    let Weight { data, dims: Dims { inputs, outputs, orientation, .. } } = weight;
     assert_eq!(data.len(), inputs * outputs, "linear: the weight is not I x O");
     match orientation {
-        Orientation::InOut => Operand::row_major(data, outputs),
-        Orientation::OutIn => Operand::row_major(data, inputs).transposed(),
+        Orientation::InOut => data.row_major(outputs),
+        Orientation::OutIn => data.row_major(inputs).transposed(),
     }
 }
 
@@ -132,14 +144,16 @@ kernel! {
 mod tests {
     use super::super::reference;
     use super::*;
+    use crate::ops::product::Precision;
     use crate::ops::testing::*;
+    use half::bf16;
 
     /// y, dx, dweight, dbias; gradients added to 0.5 where `into` accumulates.
     fn run(rows: usize, dims: Dims, residual: bool, into: Into) -> [Vec<f32>; 4] {
         let Dims { inputs, outputs, .. } = dims;
         let (x, data, bias) = (normal(1, rows * inputs), normal(2, inputs * outputs), normal(3, outputs));
         let (residual_rows, dy) = (normal(4, rows * outputs), normal(5, rows * outputs));
-        let weight = Weight { data: &data, dims };
+        let weight = Weight { data: data[..].into(), dims };
         let (mut y, mut dx) = (vec![7.0; rows * outputs], vec![0.5; rows * inputs]);
         let (mut dweight, mut dbias) = (vec![0.5; inputs * outputs], vec![0.5; outputs]);
         forward(&x, weight, Some(&bias), residual.then_some(&residual_rows), &mut y);
@@ -153,7 +167,7 @@ mod tests {
     fn values_and_gradients_match_the_reference_in_both_orientations() {
         for (rows, inputs, outputs) in [(1, 1, 1), (5, 7, 3), (33, 20, 150), (130, 64, 48)] {
             for orientation in [Orientation::InOut, Orientation::OutIn] {
-                let dims = Dims { inputs, outputs, orientation };
+                let dims = Dims { inputs, outputs, orientation, precision: Precision::F32 };
                 let lengths = [rows * inputs, inputs * outputs, outputs, rows * outputs, rows * outputs];
                 let mut seed = 0;
                 let [x, weight, bias, residual, dy] = lengths.map(|len| {
@@ -183,25 +197,70 @@ mod tests {
     }
 
     #[test]
+    fn in_bf16_values_and_gradients_are_those_of_rounded_operands_and_near_those_of_f32() {
+        let (rows, inputs, outputs) = (70, 129, 83);
+        let rounded = |v: &[f32]| v.iter().map(|&v| f64::from(bf16::from_f32(v))).collect::<Vec<_>>();
+        let (x, weight, bias) = (normal(1, rows * inputs), normal(2, inputs * outputs), normal(3, outputs));
+        let dy = normal(5, rows * outputs);
+        for orientation in [Orientation::InOut, Orientation::OutIn] {
+            let dims = Dims { inputs, outputs, orientation, precision: Precision::Bf16 };
+            let expected = |round: &dyn Fn(&[f32]) -> Vec<f64>| {
+                let y = reference::forward(&round(&x), &round(&weight), dims, &to_f64(&bias));
+                let (dx, dweight, _) = reference::backward(&round(&x), &round(&weight), dims, &round(&dy));
+                let (.., dbias) = reference::backward(&to_f64(&x), &to_f64(&weight), dims, &to_f64(&dy));
+                [y, dx, dweight, dbias]
+            };
+            let (of_rounded, exact) = (expected(&rounded), expected(&to_f64));
+            let results = run(rows, dims, false, Into::Overwrite);
+            let names = ["y", "dx", "dweight", "dbias"];
+            for (((result, of_rounded), exact), name) in results.iter().zip(&of_rounded).zip(&exact).zip(names) {
+                assert_close(&format!("{name} {orientation:?}"), result, of_rounded, 2e-5);
+                // Sums of about 100 products of N(0, 1), each off by up to 2^-8 of itself.
+                assert_close(&format!("{name} {orientation:?} against f32"), result, exact, 0.12);
+            }
+        }
+    }
+
+    #[test]
+    fn operands_stored_as_bf16_give_the_bits_of_f32_operands_that_are_rounded_on_the_way() {
+        let dims = |orientation| Dims { inputs: 70, outputs: 90, orientation, precision: Precision::Bf16 };
+        let (x, data, dy) = (normal(1, 40 * 70), normal(2, 70 * 90), normal(3, 40 * 90));
+        let stored = |v: &[f32]| v.iter().map(|&v| bf16::from_f32(v)).collect::<Vec<_>>();
+        let (x_stored, data_stored) = (stored(&x), stored(&data));
+        for dims in [Orientation::InOut, Orientation::OutIn].map(dims) {
+            let run = |x: Numbers, data: Numbers| {
+                let weight = Weight { data, dims };
+                let (mut y, mut dx, mut dweight) = (vec![0.0; 40 * 90], vec![0.0; 40 * 70], vec![0.0; 70 * 90]);
+                forward(x, weight, None, None, &mut y);
+                backward_input(&dy, weight, Gradient::overwrite(&mut dx));
+                backward_weight(x, &dy, dims, Gradient::overwrite(&mut dweight), None);
+                [y, dx, dweight]
+            };
+            let on_the_way = run(x[..].into(), data[..].into());
+            assert!(on_the_way == run(x_stored[..].into(), data_stored[..].into()), "{dims:?}");
+        }
+    }
+
+    #[test]
     fn without_a_bias_the_product_stands_alone_or_on_the_residual() {
-        let dims = Dims { inputs: 2, outputs: 1, orientation: Orientation::OutIn };
-        let weight = Weight { data: &[2.0, 3.0], dims };
+        let dims = Dims { inputs: 2, outputs: 1, orientation: Orientation::OutIn, precision: Precision::F32 };
+        let weight = Weight { data: [2.0, 3.0][..].into(), dims };
         let mut y = [9.0, 9.0];
-        forward(&[1.0, 1.0, 2.0, 0.0], weight, None, None, &mut y);
+        forward(&[1.0, 1.0, 2.0, 0.0][..], weight, None, None, &mut y);
         assert_eq!(y, [5.0, 4.0]);
-        forward(&[1.0, 1.0, 2.0, 0.0], weight, None, Some(&[10.0, 20.0]), &mut y);
+        forward(&[1.0, 1.0, 2.0, 0.0][..], weight, None, Some(&[10.0, 20.0]), &mut y);
         assert_eq!(y, [15.0, 24.0]);
     }
 
     #[test]
     fn any_number_of_threads_gives_the_same_bits() {
-        let dims = Dims { inputs: 70, outputs: 300, orientation: Orientation::InOut };
+        let dims = Dims { inputs: 70, outputs: 300, orientation: Orientation::InOut, precision: Precision::F32 };
         assert_same_bits_for_any_threads(|| run(257, dims, true, Into::Accumulate).concat());
     }
 
     #[test]
     fn the_references_gradients_are_those_of_finite_differences() {
-        let dims = Dims { inputs: 3, outputs: 4, orientation: Orientation::OutIn };
+        let dims = Dims { inputs: 3, outputs: 4, orientation: Orientation::OutIn, precision: Precision::F32 };
         let [x, weight, bias, dy] = [normal(1, 6), normal(2, 12), normal(3, 4), normal(4, 8)].map(|v| to_f64(&v));
         let loss = |x: &[f64], weight: &[f64], bias: &[f64]| weighted(&reference::forward(x, weight, dims, bias), &dy);
         let (dx, dweight, dbias) = reference::backward(&x, &weight, dims, &dy);

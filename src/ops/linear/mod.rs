@@ -3,11 +3,12 @@
 //! x [R, I], y [R, O]; W is stored [I, O] (GPT-2's Conv1D) or [O, I] (LLaMA, PyTorch), and is never transposed in
 //! memory. Backward: dx = dy W^T, dW = x^T dy (in W's own orientation), dbias = sum over rows of dy.
 //!
-//! The products follow the contract of [`super::product`]; the reference is the definition, in [`reference`].
+//! x and W are f32 or stored as bf16. The products follow the contract of [`super::product`]; the reference is the definition, in [`reference`].
 
 mod cpu;
 pub mod reference;
 
+use super::product::{Numbers, Precision};
 pub use cpu::{backward_input, backward_weight, forward};
 
 /// How a weight lies in memory.
@@ -19,17 +20,20 @@ pub enum Orientation {
     OutIn,
 }
 
-/// Sizes of a weight.
+/// Sizes of a weight, and how it is multiplied.
 #[derive(Clone, Copy, Debug)]
 pub struct Dims {
     pub inputs: usize,
     pub outputs: usize,
     pub orientation: Orientation,
+    /// What the operands of all three products are rounded to: x, W and dy, but never bias, residual and results.
+    pub precision: Precision,
 }
 
 /// A weight and its sizes.
 #[derive(Clone, Copy, Debug)]
 pub struct Weight<'a> {
-    pub data: &'a [f32],
+    /// The f32 weight, or its copy in bf16.
+    pub data: Numbers<'a>,
     pub dims: Dims,
 }

@@ -1,5 +1,7 @@
 //! The shared suite: every optimizer through the same checks, against recorded numbers and the f64 references.
 
+#[cfg(feature = "cuda")]
+mod device;
 mod golden;
 mod suite;
 mod theory;

@@ -78,6 +78,32 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// |theta_t - theta_(t-1)| = eta ||v|| <= alpha0 / (2 sqrt(beta3)), without a preconditioner and below the clip at
+    /// alpha1.
+    #[test]
+    fn a_gated_momentum_step_is_never_longer_than_its_bound(seed in 0u64..1000, beta3 in 0.01f64..50.0, length in 0.001f64..30.0) {
+        let layout = odd_layout();
+        let keys = [("gate", true.into()), ("nesterov", false.into()), ("weight_decay", 0.0.into()), ("beta3", beta3.into()), ("alpha1", 1e12.into())];
+        let mut optimizer = config("sgd", &keys).build(&layout, &Device::Cpu).unwrap();
+        let mut store = store(&layout, &random_flat(&layout, seed, 1.0));
+        for step in 0..4 {
+            let gradients: Vec<f32> =
+                random_flat(&layout, seed + step, 1.0).iter().map(|g| g * length as f32).collect();
+            set_gradients(&store, &gradients);
+            let before = slice(store.weights(), |weights| weights.to_vec()).unwrap();
+            let input = StepInput { scheduled_lr: 0.5, gradient_scale: 1.0, grad_clip: None };
+            optimizer.step(&mut store, &input, &mut Noise { fixed: vec![] }).unwrap();
+            let after = slice(store.weights(), |weights| weights.to_vec()).unwrap();
+            let moved = before.iter().zip(&after).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
+            let bound = 0.5 / (2.0 * beta3.sqrt());
+            prop_assert!(moved <= bound * 1.001, "{} {}", moved, bound);
+        }
+    }
+}
+
 /// "Any sequence of gates below the threshold is stable" is false: each of these two is, their alternation is not.
 #[test]
 fn alternating_two_stable_gates_can_double_the_error_every_step() {

@@ -2,8 +2,14 @@
 
 use super::super::reference;
 use super::*;
+use crate::ops::product::Precision;
 use crate::ops::testing::*;
 use crate::random::{Stream, generator};
+use half::bf16;
+
+fn f32_head(weight: &[f32], vocabulary: usize, width: usize) -> Head<'_> {
+    Head { weight: weight.into(), vocabulary, width, precision: Precision::F32 }
+}
 
 /// x, head and targets (every seventh ignored, the last token of the vocabulary among them).
 fn problem(rows: usize, vocabulary: usize, width: usize) -> (Vec<f32>, Vec<f32>, Vec<u32>) {
@@ -14,7 +20,7 @@ fn problem(rows: usize, vocabulary: usize, width: usize) -> (Vec<f32>, Vec<f32>,
 /// nll, dx, dhead of the given targets.
 fn run(rows: usize, vocabulary: usize, width: usize, into: Into) -> (Loss, Vec<f64>, [Vec<f32>; 2]) {
     let (x, weight, targets) = problem(rows, vocabulary, width);
-    let head = Head { weight: &weight, vocabulary, width };
+    let head = f32_head(&weight, vocabulary, width);
     let mut scratch = vec![f32::NAN; scratch_len(rows, vocabulary)];
     let (mut nll, mut dx, mut dhead) = (vec![7.0; rows], vec![7.0; x.len()], vec![0.5; weight.len()]);
     let gradient = Some(Gradient { data: &mut dhead, into });
@@ -43,7 +49,7 @@ fn losses_and_gradients_match_the_reference_for_any_vocabulary_and_several_chunk
                 assert_close(&format!("dhead {what}"), &dhead_out, &shifted, 2e-6);
             }
             let mut forward_nll = vec![7.0; rows];
-            let head = Head { weight: &weight, vocabulary, width };
+            let head = f32_head(&weight, vocabulary, width);
             let mut scratch = vec![f32::NAN; scratch_len(rows, vocabulary)];
             let loss = forward(&x, head, &targets, &mut forward_nll, &mut scratch).expect("good targets");
             let (with_gradients, nll_out, _) = run(rows, vocabulary, width, Into::Overwrite);
@@ -58,7 +64,7 @@ fn rows_of_a_padded_vocabulary_take_no_part() {
     weight[15..].fill(1e3);
     let targets = [0, 1, 2, 4];
     let (nll, ..) = reference::forward_backward(&to_f64(&x), &to_f64(&weight[..15]), 3, &targets);
-    let head = Head { weight: &weight, vocabulary: 5, width: 3 };
+    let head = f32_head(&weight, 5, 3);
     let (mut nll_out, mut dx, mut dhead) = (vec![0.0; 4], vec![0.0; 12], vec![0.5; 18]);
     let (labels, mut scratch) = (Labels::Given(&targets), vec![0.0; scratch_len(4, 5)]);
     let gradient = Some(Gradient::overwrite(&mut dhead));
@@ -69,7 +75,7 @@ fn rows_of_a_padded_vocabulary_take_no_part() {
 
 #[test]
 fn a_target_outside_the_vocabulary_is_an_error_and_nothing_is_written() {
-    let head = Head { weight: &[0.0; 6], vocabulary: 3, width: 2 };
+    let head = f32_head(&[0.0; 6], 3, 2);
     let (mut nll, mut dx, mut scratch) = ([7.0; 2], [7.0; 4], vec![0.0; scratch_len(2, 3)]);
     let error = TargetError { place: 1, target: 3, vocabulary: 3 };
     assert_eq!(forward(&[0.0; 4], head, &[IGNORE, 3], &mut nll, &mut scratch), Err(error));
@@ -80,7 +86,7 @@ fn a_target_outside_the_vocabulary_is_an_error_and_nothing_is_written() {
 
 #[test]
 fn great_logits_keep_the_loss_finite_and_nan_is_seen() {
-    let head = Head { weight: &[1.0, -1.0, 0.5], vocabulary: 3, width: 1 };
+    let head = f32_head(&[1.0, -1.0, 0.5], 3, 1);
     let (mut nll, mut scratch) = ([0.0; 3], vec![0.0; scratch_len(3, 3)]);
     let loss = forward(&[1e4, -1e4, f32::NAN], head, &[0, 0, 0], &mut nll, &mut scratch).expect("good targets");
     assert_eq!(nll[..2], [0.0, 2e4]);
@@ -92,7 +98,7 @@ fn sampled_labels_follow_the_softmax_and_the_generator_alone() {
     // Probabilities 1/2, 1/4, 1/4 in every row, so that dl sums to (count of label j) - N p_j, up to sign.
     const ROWS: usize = 20_000;
     let weight = [2.0f32.ln(), 0.0, 0.0];
-    let head = Head { weight: &weight, vocabulary: 3, width: 1 };
+    let head = f32_head(&weight, 3, 1);
     let x = vec![1.0f32; ROWS];
     let mask: Vec<u32> = (0..ROWS as u32).map(|r| if r % 4 == 1 { IGNORE } else { 0 }).collect();
     let run = || {
@@ -136,4 +142,30 @@ fn the_references_gradients_are_those_of_finite_differences() {
     let (_, dx, dhead) = reference::forward_backward(&x, &head, 3, &targets);
     assert_same_gradient("dx", &dx, &differences(&x, |x| loss(x, &head)));
     assert_same_gradient("dhead", &dhead, &differences(&head, |head| loss(&x, head)));
+}
+
+#[test]
+fn in_bf16_the_loss_is_that_of_rounded_operands_and_the_gradients_round_only_the_slopes_further() {
+    let (rows, vocabulary, width) = (40, 517, 48);
+    let (x, weight, targets) = problem(rows, vocabulary, width);
+    // Logits of about 1, as at the start of training: so the slopes are many and small.
+    let weight: Vec<f32> = weight.iter().map(|w| w * 0.15).collect();
+    let stored: Vec<bf16> = weight.iter().map(|&w| bf16::from_f32(w)).collect();
+    let rounded = |v: &[f32]| v.iter().map(|&v| f64::from(bf16::from_f32(v))).collect::<Vec<_>>();
+    let (nll, dx, dhead) = reference::forward_backward(&rounded(&x), &rounded(&weight), width, &targets);
+    let (exact, ..) = reference::forward_backward(&to_f64(&x), &to_f64(&weight), width, &targets);
+    for weight in [weight[..].into(), stored[..].into()] {
+        let head = Head { weight, vocabulary, width, precision: Precision::Bf16 };
+        let (mut nll_out, mut scratch) = (vec![7.0; rows], vec![f32::NAN; scratch_len(rows, vocabulary)]);
+        let (mut dx_out, mut dhead_out) = (vec![7.0; x.len()], vec![7.0; weight.len()]);
+        let (labels, gradient) = (Labels::Given(&targets), Some(Gradient::overwrite(&mut dhead_out)));
+        let loss = forward_backward(&x, head, labels, &mut nll_out, &mut dx_out, gradient, &mut scratch);
+        let loss = loss.expect("good targets");
+        assert!(nll_out.iter().zip(&nll).all(|(a, e)| (a - e).abs() < 4e-6), "{nll_out:?}, not {nll:?}");
+        // Each slope is off by at most 2^-9 of itself; the greatest, of the target, is nearly 1.
+        assert_close("dx", &dx_out, &dx, 2e-3);
+        assert_close("dhead", &dhead_out, &dhead, 4e-3);
+        let in_f32: f64 = exact.iter().sum();
+        assert!((loss.sum - in_f32).abs() < 1e-3 * in_f32, "{} in bf16, {in_f32} in f64", loss.sum);
+    }
 }

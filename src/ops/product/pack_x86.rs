@@ -1,0 +1,261 @@
+//! Packing with vectors: eight words at a time, whichever way the operand lies.
+
+use super::Operand;
+use super::pack::{Exact, Pairs, Part, Rounded, RoundedPairs, Widened, Words, one_line};
+use half::bf16;
+use std::arch::x86_64::*;
+
+/// Loads of eight words. Callers have the instructions that the implementation uses.
+pub(super) trait VectorWords: Words {
+    /// Words of eight neighbouring steps of one line whose depth is contiguous.
+    unsafe fn along_depth(from: *const Self::Number) -> __m256i;
+    /// Words of one step for eight neighbouring lines; `second` is where the second numbers of pairs begin, if any.
+    unsafe fn along_lines(from: *const Self::Number, second: Option<*const Self::Number>) -> __m256i;
+}
+
+impl VectorWords for Exact {
+    #[inline(always)]
+    unsafe fn along_depth(from: *const f32) -> __m256i {
+        // SAFETY: the caller vouches for eight numbers at `from`.
+        unsafe { _mm256_loadu_si256(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn along_lines(from: *const f32, _: Option<*const f32>) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_loadu_si256(from.cast()) }
+    }
+}
+
+impl VectorWords for Rounded {
+    #[inline(always)]
+    unsafe fn along_depth(from: *const f32) -> __m256i {
+        // SAFETY: the caller vouches for eight numbers at `from`.
+        unsafe { round(_mm256_loadu_si256(from.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn along_lines(from: *const f32, _: Option<*const f32>) -> __m256i {
+        // SAFETY: as above.
+        unsafe { round(_mm256_loadu_si256(from.cast())) }
+    }
+}
+
+/// Eight f32 rounded to bf16's precision, nearest even; a NaN stays one.
+#[inline(always)]
+unsafe fn round(bits: __m256i) -> __m256i {
+    // SAFETY: register arithmetic; the caller has AVX2.
+    unsafe {
+        let odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+        let rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+        let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+        let value = _mm256_castsi256_ps(bits);
+        let nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
+        _mm256_and_si256(_mm256_blendv_epi8(rounded, quiet, nan), _mm256_set1_epi32(0xffff_0000u32 as i32))
+    }
+}
+
+impl VectorWords for Widened {
+    #[inline(always)]
+    unsafe fn along_depth(from: *const bf16) -> __m256i {
+        // SAFETY: the caller vouches for eight numbers at `from`.
+        unsafe { _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast())), 16) }
+    }
+    #[inline(always)]
+    unsafe fn along_lines(from: *const bf16, _: Option<*const bf16>) -> __m256i {
+        // SAFETY: as above.
+        unsafe { Self::along_depth(from) }
+    }
+}
+
+impl VectorWords for RoundedPairs {
+    #[inline(always)]
+    unsafe fn along_depth(from: *const f32) -> __m256i {
+        // SAFETY: the caller vouches for sixteen numbers at `from`; __m256bh and __m256i are the same bits.
+        unsafe { std::mem::transmute(_mm512_cvtneps_pbh(_mm512_loadu_ps(from))) }
+    }
+    #[inline(always)]
+    unsafe fn along_lines(from: *const f32, second: Option<*const f32>) -> __m256i {
+        // SAFETY: the caller vouches for eight numbers at each pointer; __m128bh and __m128i are the same bits.
+        unsafe {
+            let narrow = |from: *const f32| {
+                let bits: __m128i = std::mem::transmute(_mm256_cvtneps_pbh(_mm256_loadu_ps(from)));
+                _mm256_cvtepu16_epi32(bits)
+            };
+            pair(narrow(from), second.map(narrow))
+        }
+    }
+}
+
+impl VectorWords for Pairs {
+    #[inline(always)]
+    unsafe fn along_depth(from: *const bf16) -> __m256i {
+        // SAFETY: the caller vouches for sixteen numbers at `from`.
+        unsafe { _mm256_loadu_si256(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn along_lines(from: *const bf16, second: Option<*const bf16>) -> __m256i {
+        // SAFETY: the caller vouches for eight numbers at each pointer.
+        unsafe {
+            let load = |from: *const bf16| _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+            pair(load(from), second.map(load))
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn pair(low: __m256i, high: Option<__m256i>) -> __m256i {
+    match high {
+        // SAFETY: register arithmetic; the caller has AVX2.
+        Some(high) => unsafe { _mm256_or_si256(low, _mm256_slli_epi32(high, 16)) },
+        None => low,
+    }
+}
+
+/// Packs f32 words.
+///
+/// # Safety
+/// The processor has AVX2.
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn avx2<W: VectorWords>(from: Operand<W::Number>, part: Part, out: &mut [u32]) {
+    // SAFETY: the caller vouches for the instructions.
+    unsafe { pack::<W>(from, part, out) }
+}
+
+/// Packs pairs of bf16.
+///
+/// # Safety
+/// The processor has AVX512-F, -VL and -BF16.
+#[target_feature(enable = "avx2,avx512f,avx512vl,avx512bw,avx512bf16")]
+pub(super) unsafe fn avx512<W: VectorWords>(from: Operand<W::Number>, part: Part, out: &mut [u32]) {
+    // SAFETY: the caller vouches for the instructions.
+    unsafe { pack::<W>(from, part, out) }
+}
+
+/// Rounds numbers to bf16, nearest even; what lies below bf16's normal range becomes 0.
+///
+/// # Safety
+/// The processor has AVX512-F, -VL and -BF16, and the slices have equal lengths.
+#[target_feature(enable = "avx2,avx512f,avx512vl,avx512bf16")]
+pub(super) unsafe fn narrow(from: &[f32], to: &mut [bf16]) {
+    const SIXTEEN: usize = 16;
+    let vectors = from.len() / SIXTEEN * SIXTEEN;
+    for i in (0..vectors).step_by(SIXTEEN) {
+        // SAFETY: both slices have sixteen numbers from i on.
+        unsafe { _mm256_storeu_si256(to.as_mut_ptr().add(i).cast(), RoundedPairs::along_depth(from.as_ptr().add(i))) };
+    }
+    to[vectors..].iter_mut().zip(&from[vectors..]).for_each(|(to, &from)| *to = bf16::from_f32(from));
+}
+
+/// Lines handled at once.
+const EIGHT: usize = 8;
+/// Steps ahead of which rows that are far apart are fetched.
+const AHEAD: usize = 6;
+
+#[inline(always)]
+unsafe fn pack<W: VectorWords>(from: Operand<W::Number>, part: Part, out: &mut [u32]) {
+    let steps = part.depth.div_ceil(W::PER_WORD);
+    let last_line = (part.first_line + part.lines - 1) * from.row_stride;
+    let last_depth = (part.first_depth + part.depth - 1) * from.column_stride;
+    assert!(last_line + last_depth < from.data.len(), "packing beyond the operand");
+    assert!((part.panels() - 1) * part.panel_stride + steps * part.width <= out.len(), "packing beyond the buffer");
+    let vector_lines = part.lines / EIGHT * EIGHT;
+    let vector_steps = if from.row_stride == 1 {
+        // SAFETY: the assertions above.
+        unsafe { contiguous_lines::<W>(from, part, vector_lines, out) }
+        steps
+    } else if from.column_stride == 1 {
+        // SAFETY: the assertions above.
+        unsafe { contiguous_depth::<W>(from, part, vector_lines, out) }
+        part.depth / (W::PER_WORD * EIGHT) * EIGHT
+    } else {
+        0
+    };
+    for panel in 0..part.panels() {
+        let words = &mut out[panel * part.panel_stride..][..steps * part.width];
+        for line in 0..part.width {
+            let done = if panel * part.width + line < vector_lines { vector_steps } else { 0 };
+            one_line::<W>(from, part, panel, line, done..steps, words);
+        }
+    }
+}
+
+/// Lines side by side in memory: a step at a time over all panels, so that memory is read in long runs.
+#[inline(always)]
+unsafe fn contiguous_lines<W: VectorWords>(from: Operand<W::Number>, part: Part, lines: usize, out: &mut [u32]) {
+    // SAFETY: `pack` asserted that the part lies inside the operand and its panels inside the buffer.
+    unsafe {
+        let first = from.data.as_ptr().add(part.first_line + part.first_depth * from.column_stride);
+        for step in 0..part.depth.div_ceil(W::PER_WORD) {
+            let depth = step * W::PER_WORD;
+            let row = first.add(depth * from.column_stride);
+            for ahead in 0..W::PER_WORD {
+                let row = row.wrapping_add((AHEAD * W::PER_WORD + ahead) * from.column_stride);
+                for line in (0..part.lines).step_by(64 / size_of::<W::Number>()) {
+                    _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(line).cast());
+                }
+            }
+            let second = (depth + 1 < part.depth).then(|| row.add(from.column_stride));
+            let mut line = 0;
+            for panel in 0..part.panels() {
+                let words = out.as_mut_ptr().add(panel * part.panel_stride + step * part.width);
+                let end = lines.min((panel + 1) * part.width);
+                while line < end {
+                    let packed = W::along_lines(row.add(line), second.map(|second| second.add(line)));
+                    _mm256_storeu_si256(words.add(line - panel * part.width).cast(), packed);
+                    line += EIGHT;
+                }
+            }
+        }
+    }
+}
+
+/// Depth contiguous in memory: blocks of eight lines by eight steps, transposed in registers.
+#[inline(always)]
+unsafe fn contiguous_depth<W: VectorWords>(from: Operand<W::Number>, part: Part, lines: usize, out: &mut [u32]) {
+    // SAFETY: `pack` asserted that the part lies inside the operand and its panels inside the buffer.
+    unsafe {
+        let wide = if part.width.is_multiple_of(2 * EIGHT) { 2 * EIGHT } else { EIGHT };
+        for band in (0..lines).step_by(wide) {
+            for step in (0..part.depth / (W::PER_WORD * EIGHT) * EIGHT).step_by(EIGHT) {
+                for line in (band..lines.min(band + wide)).step_by(EIGHT) {
+                    let line_from =
+                        from.data.as_ptr().add((part.first_line + line) * from.row_stride + part.first_depth);
+                    let words = out.as_mut_ptr().add(line / part.width * part.panel_stride + line % part.width);
+                    let mut block = [_mm256_setzero_si256(); EIGHT];
+                    for (i, row) in block.iter_mut().enumerate() {
+                        *row = W::along_depth(line_from.add(i * from.row_stride + step * W::PER_WORD));
+                    }
+                    for (i, row) in transpose(block).into_iter().enumerate() {
+                        _mm256_storeu_si256(words.add((step + i) * part.width).cast(), row);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The transpose of 8 x 8 words.
+#[inline(always)]
+unsafe fn transpose(r: [__m256i; 8]) -> [__m256i; 8] {
+    // SAFETY: register arithmetic; the caller has AVX2.
+    unsafe {
+        // Words of two rows interleaved, then pairs of words of four rows, then the 128-bit halves of eight.
+        let low = |i: usize| _mm256_unpacklo_epi32(r[i], r[i + 1]);
+        let high = |i: usize| _mm256_unpackhi_epi32(r[i], r[i + 1]);
+        let quarter =
+            |top: __m256i, bottom: __m256i| [_mm256_unpacklo_epi64(top, bottom), _mm256_unpackhi_epi64(top, bottom)];
+        let [top0, top1] = quarter(low(0), low(2));
+        let [top2, top3] = quarter(high(0), high(2));
+        let [bottom0, bottom1] = quarter(low(4), low(6));
+        let [bottom2, bottom3] = quarter(high(4), high(6));
+        [
+            _mm256_permute2x128_si256::<0x20>(top0, bottom0),
+            _mm256_permute2x128_si256::<0x20>(top1, bottom1),
+            _mm256_permute2x128_si256::<0x20>(top2, bottom2),
+            _mm256_permute2x128_si256::<0x20>(top3, bottom3),
+            _mm256_permute2x128_si256::<0x31>(top0, bottom0),
+            _mm256_permute2x128_si256::<0x31>(top1, bottom1),
+            _mm256_permute2x128_si256::<0x31>(top2, bottom2),
+            _mm256_permute2x128_si256::<0x31>(top3, bottom3),
+        ]
+    }
+}

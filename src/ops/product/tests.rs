@@ -1,0 +1,207 @@
+//! Products against their definition in f64: every instruction set, precision, layout and number of threads.
+
+use super::*;
+use crate::random::{Stream, generator, uniform};
+
+/// The definition, in f64.
+fn reference(size: Size, a: Operand, b: Operand, scale: f32, c: &mut [f32], stride: usize, into: Into) {
+    for i in 0..size.m {
+        for j in 0..size.n {
+            let at = |o: &Operand, r: usize, s: usize| f64::from(o.data[r * o.row_stride + s * o.column_stride]);
+            let sum: f64 = (0..size.k).map(|p| at(&a, i, p) * at(&b, p, j)).sum();
+            let old = if into == Into::Accumulate { f64::from(c[i * stride + j]) } else { 0.0 };
+            c[i * stride + j] = (old + f64::from(scale) * sum) as f32;
+        }
+    }
+}
+
+/// `count` numbers in [-0.5, 0.5).
+fn numbers(count: usize, seed: u64) -> Vec<f32> {
+    let mut generator = generator(seed, Stream::Init);
+    (0..count).map(|_| uniform(&mut generator) - 0.5).collect()
+}
+
+fn round(numbers: &[f32]) -> Vec<bf16> {
+    numbers.iter().map(|&x| bf16::from_f32(x)).collect()
+}
+
+fn widen(numbers: &[bf16]) -> Vec<f32> {
+    numbers.iter().map(|x| x.to_f32()).collect()
+}
+
+/// A [rows, columns] operand lying in `data` by rows, by columns or with gaps in both directions.
+fn laid_out<N>(data: &[N], layout: usize, rows: usize, columns: usize) -> Operand<'_, N> {
+    match layout {
+        0 => Operand::row_major(data, columns),
+        1 => Operand::row_major(data, rows).transposed(),
+        _ => Operand { data, row_stride: 2 * columns + 1, column_stride: 2 },
+    }
+}
+
+#[test]
+fn every_instruction_set_and_precision_and_layout_gives_the_products_of_the_rounded_operands() {
+    let (x, y) = (numbers(150_000, 1), numbers(150_000, 2));
+    let (x16, y16) = (round(&x), round(&y));
+    let (x_rounded, y_rounded) = (widen(&x16), widen(&y16));
+    let sizes = [(1, 1, 1), (8, 16, 48), (9, 17, 49), (7, 1, 16), (3, 700, 33), (33, 1100, 5), (64, 128, 100)];
+    for (m, k, n) in sizes {
+        let size = Size { m, k, n };
+        for (la, lb) in [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (0, 2)] {
+            for precision in [Precision::F32, Precision::Bf16] {
+                let stored = [false, true].map(|sixteen| match precision {
+                    Precision::F32 if !sixteen => (&x, &y),
+                    _ => (&x_rounded, &y_rounded),
+                });
+                for (sixteen, (x_used, y_used)) in [false, true].into_iter().zip(stored) {
+                    let (scale, into) = if sixteen { (1.0, Into::Overwrite) } else { (0.7, Into::Accumulate) };
+                    let mut expected = vec![0.25f32; m * (n + 3)];
+                    let a = laid_out(x_used, la, m, k);
+                    let b = laid_out(y_used, lb, k, n);
+                    reference(size, a, b, scale, &mut expected, n + 3, into);
+                    let (a, b) = if sixteen {
+                        (Matrix::Bf16(laid_out(&x16, la, m, k)), Matrix::Bf16(laid_out(&y16, lb, k, n)))
+                    } else {
+                        (Matrix::F32(laid_out(&x, la, m, k)), Matrix::F32(laid_out(&y, lb, k, n)))
+                    };
+                    for instructions in Instructions::available() {
+                        let mut c = vec![0.25f32; m * (n + 3)];
+                        multiply_with(instructions, precision, Threads::All, size, a, b, scale, &mut c, n + 3, into);
+                        let worst = c.iter().zip(&expected).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
+                        let case = format!("{instructions:?} {precision:?} {size:?} {la}{lb} {sixteen}");
+                        assert!(worst < 2e-7 * (k as f32).sqrt() + 1e-6, "{case}: {worst}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn results_are_the_same_bits_for_any_number_of_threads() -> anyhow::Result<()> {
+    // Deeper than one block, with both operands as the shared one.
+    for (m, k, n) in [(300, 2100, 130), (100, 2100, 500), (1000, 64, 24)] {
+        let (x, y) = (numbers(m * k, 3), numbers(k * n, 4));
+        let (a, b) = (Operand::row_major(&x, k), Operand::row_major(&y, n));
+        for precision in [Precision::F32, Precision::Bf16] {
+            for instructions in Instructions::available() {
+                let run = |threads: Threads| {
+                    let mut c = vec![1.0f32; m * n];
+                    let (a, b) = (a.into(), b.into());
+                    let size = Size { m, k, n };
+                    multiply_with(instructions, precision, threads, size, a, b, 1.0, &mut c, n, Into::Accumulate);
+                    c
+                };
+                let alone = run(Threads::One);
+                for count in [2, 3, 8] {
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads(count).build()?;
+                    let together = pool.install(|| run(Threads::All));
+                    assert!(alone == together, "{instructions:?} {precision:?} {m} {k} {n} on {count} threads");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_f32_product_is_right_and_the_same_bits_for_any_number_of_threads_on_both_sides_of_the_choice_of_kernel()
+-> anyhow::Result<()> {
+    for (m, k, n) in [(128, 1024, 1100), (127, 1024, 300), (256, 640, 256)] {
+        let (x, y) = (numbers(m * k, 3), numbers(k * n, 4));
+        let (a, b) = (Operand::row_major(&x, m).transposed(), Operand::row_major(&y, k).transposed());
+        let size = Size { m, k, n };
+        let run = |threads: Threads| {
+            let mut c = vec![1.0f32; m * n];
+            multiply(threads, size, a, b, 0.5, &mut c, n, Into::Accumulate);
+            c
+        };
+        let alone = run(Threads::One);
+        let mut expected = vec![1.0f32; m * n];
+        reference(size, a, b, 0.5, &mut expected, n, Into::Accumulate);
+        let worst = alone.iter().zip(&expected).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
+        assert!(worst < 1e-5, "{size:?}: {worst}");
+        for count in [2, 5] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(count).build()?;
+            assert!(alone == pool.install(|| run(Threads::All)), "{size:?} on {count} threads");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn not_a_number_and_infinity_reach_exactly_their_row_and_column() {
+    let (m, k, n) = (20, 40, 60);
+    let (mut x, mut y) = (vec![1.0f32; m * k], vec![1.0f32; k * n]);
+    x[3 * k + 39] = f32::NAN;
+    // All bits set: rounding by adding would carry into the sign and leave a zero.
+    x[5 * k] = f32::from_bits(0x7fff_ffff);
+    x[7 * k + 1] = f32::INFINITY;
+    // Beyond bf16's largest number.
+    x[8 * k + 2] = f32::MAX;
+    y[4 * n + 11] = f32::NEG_INFINITY;
+    for instructions in Instructions::available() {
+        for (a, b) in [
+            (Operand::row_major(&x, k), Operand::row_major(&y, n)),
+            (Operand::row_major(&x, m).transposed(), Operand::row_major(&y, k).transposed()),
+        ] {
+            // The second pair reads the same numbers as other matrices: the definition tells what belongs where.
+            let rounded = |o: &Operand, i: usize, j: usize| {
+                bf16::from_f32(o.data[i * o.row_stride + j * o.column_stride]).to_f32()
+            };
+            let mut c = vec![0.0f32; m * n];
+            let size = Size { m, k, n };
+            let (precision, threads) = (Precision::Bf16, Threads::One);
+            multiply_with(instructions, precision, threads, size, a.into(), b.into(), 1.0, &mut c, n, Into::Overwrite);
+            for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
+                let expected: f32 = (0..k).map(|p| rounded(&a, i, p) * rounded(&b, p, j)).sum();
+                let found = c[i * n + j];
+                let same = found == expected || (found.is_nan() && expected.is_nan());
+                assert!(same, "{instructions:?} at {i}, {j}: {found}, not {expected}");
+            }
+        }
+    }
+}
+
+#[allow(clippy::excessive_precision, reason = "binary fractions, written out")]
+#[test]
+fn operands_round_to_the_nearest_bf16_and_ties_to_the_even_one() {
+    // 1 + 2^-8 lies half way between 1 and 1 + 2^-7, 1 + 3 * 2^-8 between 1 + 2^-7 and 1 + 2^-6.
+    let cases = [(1.00390625f32, 1.0f32), (1.01171875, 1.015625), (1.00390637, 1.0078125), (-1.00390625, -1.0)];
+    for instructions in Instructions::available() {
+        for (from, to) in cases {
+            for lines in [1usize, 16] {
+                let (x, y) = (vec![from; lines * 16], vec![1.0f32; 16 * lines]);
+                let (a, b) = (Operand::row_major(&x, 16), Operand::row_major(&y, lines));
+                let size = Size { m: lines, k: 16, n: lines };
+                let mut c = vec![0.0f32; lines * lines];
+                let (precision, threads) = (Precision::Bf16, Threads::One);
+                let (a, b) = (a.into(), b.into());
+                multiply_with(instructions, precision, threads, size, a, b, 1.0, &mut c, lines, Into::Overwrite);
+                assert!(c.iter().all(|&x| x == 16.0 * to), "{instructions:?} {from}: {c:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn products_of_odd_sizes_and_every_orientation_match_the_definition() {
+    let numbers: Vec<f32> = (0..4000).map(|i| ((i * 7919 % 1000) as f32 - 500.0) / 500.0).collect();
+    for (m, k, n) in [(1, 1, 1), (17, 5, 33), (31, 64, 7), (3, 0, 4), (0, 3, 2), (50, 37, 19)] {
+        for (ta, tb) in [(false, false), (true, false), (false, true), (true, true)] {
+            let operand = |t: bool, r: usize, c: usize, from: usize| {
+                let data = &numbers[from..];
+                if t { Operand::row_major(data, r).transposed() } else { Operand::row_major(data, c) }
+            };
+            let (a, b) = (operand(ta, m, k, 0), operand(tb, k, n, 1500));
+            for (into, threads) in [(Into::Overwrite, Threads::One), (Into::Accumulate, Threads::All)] {
+                let mut c = vec![0.5f32; m * (n + 3)];
+                let mut expected = c.clone();
+                let size = Size { m, k, n };
+                multiply(threads, size, a, b, 0.7, &mut c, n + 3, into);
+                reference(size, a, b, 0.7, &mut expected, n + 3, into);
+                let worst = c.iter().zip(&expected).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
+                assert!(worst < 1e-4, "{size:?} {ta} {tb} {into:?}: {worst}");
+            }
+        }
+    }
+}
