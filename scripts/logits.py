@@ -1,4 +1,4 @@
-"""Logits of a GPT-2 folder in transformers, for comparison with vrtrain's.
+"""Logits of a model folder in transformers, for comparison with vrtrain's.
 
 usage: logits.py MODEL_FOLDER ID,ID,... OUT      writes [time, vocabulary] f32 (little endian) to OUT
 Needs torch and transformers (pip install torch transformers).

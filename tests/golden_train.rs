@@ -34,6 +34,11 @@ fn a_run_with_accumulation_reproduces_pytorchs_losses_step_by_step() {
 }
 
 #[test]
+fn a_llama_reproduces_pytorchs_losses_step_by_step() {
+    reproduces(&fixture("train/llama-vradam"));
+}
+
+#[test]
 fn all_golden_runs_are_reproduced() {
     let Some(shared) = shared("all_golden_runs_are_reproduced") else { return };
     for name in ["adamw", "vradam", "vradam-accumulated", "vradam-strong-gate"] {

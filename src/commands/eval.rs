@@ -33,7 +33,7 @@ const DEFAULT_WINDOW: usize = 2048;
 /// Scores the file and prints the result.
 pub fn run(options: &Options) -> Result<Ending> {
     let target = Target::open(&options.target)?;
-    let context = target.config.n_positions;
+    let context = target.config.n_positions();
     let window = options.window.unwrap_or(context.min(DEFAULT_WINDOW));
     if window == 0 || window > context {
         return Err(
@@ -49,9 +49,9 @@ pub fn run(options: &Options) -> Result<Ending> {
     }
     let tokenizer = target.tokenizer()?;
     let files = setup::source_files(&[source], &options.files, &LazyHub::default(), "--data")?;
-    let documents = documents_as_ids(files, &options.text_column, tokenizer.as_ref(), target.config.vocab_size)?;
+    let documents = documents_as_ids(files, &options.text_column, tokenizer.as_ref(), target.config.vocab_size())?;
     let store = target.load()?;
-    let mut engine = Engine::gpt2(&target.config, store.layout(), &Device::Cpu, Recompute::None, Precision::F32);
+    let mut engine = Engine::new(&target.config, store.layout(), &Device::Cpu, Recompute::None, Precision::F32);
     let (mut total, mut left) = (LossSum::default(), options.max_tokens.unwrap_or(u64::MAX));
     for document in documents {
         let part = perplexity::score(&mut engine, &store, &document?, window, left)?;

@@ -2,8 +2,7 @@
 
 use super::Ending;
 use super::target::{Target, Weights};
-use crate::model::gpt2::Head;
-use crate::model::weights::{self, NamePrefix};
+use crate::model::weights;
 use crate::params::Layout;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
@@ -32,13 +31,10 @@ pub fn run(target: &str, out: &Path) -> Result<Ending> {
     let folder = temporary.path().join("model");
     fs::create_dir(&folder)?;
 
-    // A head of its own stands outside the module `transformer`, so then every name says where it belongs.
-    let prefix = if target.config.head == Head::Untied { NamePrefix::Transformer } else { NamePrefix::None };
-    weights::write(&folder.join(weights::SINGLE), &layout, &numbers, prefix)?;
-    let end_of_text = target.end_of_text();
-    let config = target.config.to_hugging_face(end_of_text);
+    weights::write(&folder.join(weights::SINGLE), &layout, &numbers, target.config.name_prefix())?;
+    let config = target.config.to_hugging_face(target.end_of_text());
     fs::write(folder.join("config.json"), serde_json::to_vec_pretty(&config)?)?;
-    let generation = json!({ "bos_token_id": end_of_text, "eos_token_id": end_of_text });
+    let generation = json!({ "bos_token_id": config["bos_token_id"], "eos_token_id": config["eos_token_id"] });
     fs::write(folder.join("generation_config.json"), serde_json::to_vec_pretty(&generation)?)?;
     for file in target.tokenizer_files() {
         let name = file.file_name().context("a tokenizer file without a name")?;

@@ -2,18 +2,16 @@
 
 use super::target::Target;
 use super::{Ending, print_json};
-use crate::config::{ConfigError, Recompute};
+use crate::config::ConfigError;
 use crate::data::TextTokenizer;
 use crate::generate::{
     End, Flow, Limits, Sampler, SamplingOptions, Scanned, SpecialTokens, StopScanner, TextStream, complete,
 };
-use crate::model::gpt2::Gpt2Cpu;
-use crate::ops::product::Precision;
+use crate::model::Decoder;
 use crate::params::slice;
 use anyhow::{Context, Result};
 use serde_json::json;
 use std::io::Write;
-use std::sync::Arc;
 
 /// What the command line asked for.
 #[derive(Clone, Debug)]
@@ -36,7 +34,7 @@ pub fn run(options: &Options) -> Result<Ending> {
     let tokenizer = target.tokenizer()?;
     let prompt = prompt_ids(options, tokenizer.as_ref())?;
     let sampling = SamplingOptions { temperature: options.temperature, top_k: options.top_k, top_p: options.top_p };
-    let vocabulary = target.config.vocab_size;
+    let vocabulary = target.config.vocab_size();
     // Ids that the tokenizer cannot write are never drawn.
     let drawn = tokenizer.as_ref().map_or(vocabulary, |tokenizer| tokenizer.vocabulary_size().min(vocabulary));
     let mut sampler = Sampler::new(sampling, drawn, options.seed)
@@ -44,7 +42,7 @@ pub fn run(options: &Options) -> Result<Ending> {
     let mut output = Output::new(options, tokenizer.as_ref())?;
 
     let store = target.load()?;
-    let mut model = Gpt2Cpu::new(target.config.clone(), Arc::clone(store.layout()), Recompute::None, Precision::F32);
+    let mut model = Decoder::new(&target.config, store.layout());
     let end_of_text = tokenizer.as_ref().map(TextTokenizer::end_of_text);
     let limits = Limits { max_new_tokens: options.max_new_tokens, end_of_text };
     let prompts = [prompt];
@@ -61,12 +59,13 @@ pub fn run(options: &Options) -> Result<Ending> {
             "end": completion.end.word(),
         }))?;
     } else if completion.end == End::Context {
-        eprintln!("(the model's context of {} tokens is full)", target.config.n_positions);
+        eprintln!("(the model's context of {} tokens is full)", target.config.n_positions());
     }
     Ok(Ending::Done)
 }
 
-/// The prompt as ids; an empty text begins with the end-of-text token, as a document does.
+/// The prompt as ids, with what the tokenizer's own template puts around a text (LLaMA's begin-of-text; nothing for
+/// GPT-2). An empty one begins with the end-of-text token, as a document does.
 fn prompt_ids(options: &Options, tokenizer: Option<&TextTokenizer>) -> Result<Vec<u32>> {
     if let Some(ids) = &options.prompt_ids {
         if ids.is_empty() {
@@ -78,7 +77,9 @@ fn prompt_ids(options: &Options, tokenizer: Option<&TextTokenizer>) -> Result<Ve
         let message = format!("{} has no tokenizer: give --prompt-ids instead of a text", options.target);
         return Err(ConfigError::flag("--prompt", message).into());
     };
-    let ids = tokenizer.encode(options.prompt.as_deref().unwrap_or(""))?;
+    let text = options.prompt.as_deref().unwrap_or("");
+    let encoding = tokenizer.tokenizer().encode_fast(text, true).map_err(|error| anyhow::anyhow!(error));
+    let ids = encoding.context("cannot tokenize the prompt")?.get_ids().to_vec();
     Ok(if ids.is_empty() { vec![tokenizer.end_of_text()] } else { ids })
 }
 

@@ -11,6 +11,7 @@ mod prepare;
 pub mod pretrain;
 mod quickstart;
 mod setup;
+mod shape;
 mod target;
 
 use crate::config::{ConfigError, RunConfig};

@@ -3,7 +3,6 @@
 use super::prepare::{Prepared, prepare};
 use super::setup::Initial;
 use super::{ConfigChoice, Ending, doctor, print_json};
-use crate::model::gpt2::Gpt2Cpu;
 use crate::params::Layout;
 use crate::train::{GIB, short};
 use anyhow::Result;
@@ -42,7 +41,7 @@ pub fn memory(prepared: &Prepared, layout: &Layout) -> Memory {
         weights: 4 * layout.len(),
         gradients: 4 * layout.len(),
         optimizer: prepared.optimizer.state_bytes_per_parameter() * layout.len(),
-        activations: Gpt2Cpu::working_bytes(&prepared.model, train.micro_batch, train.sequence_length, train.recompute),
+        activations: prepared.model.working_bytes(train.micro_batch, train.sequence_length, train.recompute),
     }
 }
 

@@ -1,10 +1,10 @@
 //! A run before its first byte is written: everything resolved, opened and checked.
 
 use super::setup::{self, FoundTokenizer, Initial, LazyHub, ModelPlan, RunData};
-use super::{device, quickstart};
+use super::{device, quickstart, shape};
 use crate::config::{DType, DataSource, Duration, RunConfig, ScheduleName, Source};
 use crate::data::{TextTokenizer, TokenStream};
-use crate::model::gpt2::Gpt2Config;
+use crate::model::ModelShape;
 use crate::ops::product::Precision;
 use crate::optim::{OptimizerConfig, Schedule, Value};
 use anyhow::{Context, Result, bail};
@@ -15,7 +15,7 @@ use std::sync::Arc;
 /// A run, checked and opened; nothing is written yet.
 pub struct Prepared {
     pub config: RunConfig,
-    pub model: Gpt2Config,
+    pub model: ModelShape,
     pub initial: Initial,
     pub tokenizer: Option<TextTokenizer>,
     pub tokenizer_files: TokenizerFiles,
@@ -72,12 +72,7 @@ pub fn prepare(mut config: RunConfig, stored: Option<&Path>) -> Result<Prepared>
         None => setup::model_plan(&config.model, &hub, vocabulary, config.train.sequence_length)?,
     };
     check_fit(&config, &model, vocabulary)?;
-    if config.model.init.is_none() {
-        config.model.n_inner = Some(model.n_inner);
-        config.model.n_positions = Some(model.n_positions);
-        config.model.vocab_size = Some(model.vocab_size);
-        config.model.layer_norm_epsilon = Some(model.layer_norm_epsilon);
-    }
+    shape::complete(&mut config.model, &model);
     if data.is_none() {
         data = Some(setup::run_data(&config, &hub)?);
     }
@@ -157,24 +152,27 @@ fn precision(config: &mut RunConfig, device: &Device, reasons: &mut Vec<String>)
 }
 
 /// Whether tokenizer, rows and model fit one another.
-fn check_fit(config: &RunConfig, model: &Gpt2Config, vocabulary: Option<usize>) -> Result<()> {
+fn check_fit(config: &RunConfig, model: &ModelShape, vocabulary: Option<usize>) -> Result<()> {
     let settings = &config.settings.0;
     if let Some(vocabulary) = vocabulary
-        && vocabulary > model.vocab_size
+        && vocabulary > model.vocab_size()
     {
         let key = if settings.is_set("model.vocab_size") { "model.vocab_size" } else { "tokenizer.source" };
-        let message =
-            format!("the tokenizer has {vocabulary} tokens, the model only {} (`model.vocab_size`)", model.vocab_size);
+        let message = format!(
+            "the tokenizer has {vocabulary} tokens, the model only {} (`model.vocab_size`)",
+            model.vocab_size()
+        );
         return Err(settings.error(key, message).into());
     }
-    if config.train.sequence_length > model.n_positions {
+    if config.train.sequence_length > model.n_positions() {
         let message = format!(
             "`train.sequence_length` = {} is more than the model's {} positions (`model.n_positions`)",
-            config.train.sequence_length, model.n_positions
+            config.train.sequence_length,
+            model.n_positions()
         );
         return Err(settings.error("train.sequence_length", message).into());
     }
-    if model.vocab_size > u32::MAX as usize - 1 {
+    if model.vocab_size() > u32::MAX as usize - 1 {
         return Err(settings.error("model.vocab_size", "`model.vocab_size` is too large").into());
     }
     if config.model.dropout > 0.0 {
@@ -184,7 +182,7 @@ fn check_fit(config: &RunConfig, model: &Gpt2Config, vocabulary: Option<usize>) 
 }
 
 /// The length of the run in steps.
-fn steps(config: &RunConfig, data: &RunData, tokenizer: Option<&TextTokenizer>, model: &Gpt2Config) -> Result<u64> {
+fn steps(config: &RunConfig, data: &RunData, tokenizer: Option<&TextTokenizer>, model: &ModelShape) -> Result<u64> {
     let train = &config.train;
     match train.duration {
         Duration::Steps(steps) => Ok(steps),
@@ -205,7 +203,7 @@ fn rows_of_an_epoch(
     config: &RunConfig,
     data: &RunData,
     tokenizer: Option<&TextTokenizer>,
-    model: &Gpt2Config,
+    model: &ModelShape,
 ) -> Result<u64> {
     if let DataSource::Files(sources) = &config.data.source
         && sources.iter().any(|source| matches!(source, Source::Hub(_)))
@@ -214,7 +212,7 @@ fn rows_of_an_epoch(
             "`train.epochs` would need the whole data set counted first: give `train.steps` or `train.tokens`";
         return Err(config.settings.0.error("train.epochs", message).into());
     }
-    let settings = setup::stream_settings(config, model.vocab_size);
+    let settings = setup::stream_settings(config, model.vocab_size());
     let mut stream = TokenStream::open(Arc::clone(&data.training), tokenizer, &settings, None)?;
     let mut rows = 0;
     while stream.epoch()? == 0 {

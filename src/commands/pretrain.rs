@@ -7,9 +7,7 @@ use super::{ConfigChoice, Ending, device, print_json, quickstart};
 use crate::config::{ConfigError, RunConfig, changed_mathematics};
 use crate::data::{TokenStream, ValidationSet};
 use crate::generate::{Limits, SamplingOptions};
-use crate::model::Engine;
-use crate::model::gpt2::Gpt2Cpu;
-use crate::ops::product::Precision;
+use crate::model::{Decoder, Engine};
 use crate::optim::Optimizer;
 use crate::params::{Layout, ParameterStore, on_cpu};
 use crate::train::checkpoint::{self, Checkpoints, State};
@@ -66,7 +64,7 @@ fn pretrain(options: &Options) -> Result<Ending> {
         check_state(state, &prepared, folder)?;
         optimizer.load_state(&checkpoint::read_optimizer(folder, state)?)?;
     }
-    let vocabulary = prepared.model.vocab_size;
+    let vocabulary = prepared.model.vocab_size();
     let settings = setup::stream_settings(&prepared.config, vocabulary);
     let (tokenizer, from) = (prepared.tokenizer.as_ref(), resumed.as_ref().map(|(state, _)| &state.position));
     let mut stream = TokenStream::open(Arc::clone(&prepared.data.training), tokenizer, &settings, from)?;
@@ -199,7 +197,7 @@ fn write_model_folder(prepared: &Prepared, folder: &Path) -> Result<()> {
             }
             TokenizerFiles::Trained => {
                 if let Some(tokenizer) = &prepared.tokenizer {
-                    crate::quickstart::tokenizer::save(tokenizer.tokenizer(), folder, prepared.model.n_positions)?;
+                    crate::quickstart::tokenizer::save(tokenizer.tokenizer(), folder, prepared.model.n_positions())?;
                 }
             }
         }
@@ -219,15 +217,7 @@ fn announce(
     let Prepared { config, model, data, .. } = prepared;
     let (train, summary) = (&config.train, data.training.summary());
     eprintln!("run        {}", path.display());
-    eprintln!(
-        "model      GPT-2, {} layers x {}, {} heads, context {}, vocabulary {}: {} parameters",
-        model.n_layer,
-        model.n_embd,
-        model.n_head,
-        model.n_positions,
-        model.vocab_size,
-        short(layout.count() as f64)
-    );
+    eprintln!("model      {}: {} parameters", model.describe(), short(layout.count() as f64));
     let amount = match (summary.tokens, summary.documents) {
         (Some(tokens), _) => format!("{} tokens", short(tokens as f64)),
         (None, Some(documents)) => format!("{documents} documents, {}B", short(summary.read_bytes as f64)),
@@ -293,7 +283,7 @@ fn train(
     let mut progress = Progress::new(verbosity, state.as_ref().map_or(0, |s| s.step), prepared.steps, peak);
     let mut run = Run {
         folder,
-        engine: Engine::gpt2(&prepared.model, &layout, &prepared.device, config.train.recompute, prepared.precision),
+        engine: Engine::new(&prepared.model, &layout, &prepared.device, config.train.recompute, prepared.precision),
         store,
         optimizer,
         optimizer_name: config.optimizer.name.clone(),
@@ -331,14 +321,9 @@ fn sample(prepared: &Prepared, store: &ParameterStore) -> Result<String> {
     let prompt = prepared.config.train.sample_prompt.as_deref().unwrap_or("");
     let mut ids = vec![tokenizer.end_of_text()];
     ids.extend(tokenizer.encode(prompt)?);
-    let mut model = Gpt2Cpu::new(
-        prepared.model.clone(),
-        Arc::clone(store.layout()),
-        crate::config::Recompute::None,
-        Precision::F32,
-    );
+    let mut model = Decoder::new(&prepared.model, store.layout());
     let limits = Limits { max_new_tokens: SAMPLE_TOKENS, end_of_text: Some(tokenizer.end_of_text()) };
-    let mut sampler = crate::generate::Sampler::new(SamplingOptions::GREEDY, prepared.model.vocab_size, 0)?;
+    let mut sampler = crate::generate::Sampler::new(SamplingOptions::GREEDY, prepared.model.vocab_size(), 0)?;
     let completions = on_cpu(store.weights(), |weights| {
         let on_token = &mut |_, _| Ok(crate::generate::Flow::Continue);
         crate::generate::complete(&mut model, weights, &[ids], limits, &mut sampler, on_token)

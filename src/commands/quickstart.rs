@@ -2,12 +2,11 @@
 
 use super::prepare::Prepared;
 use super::setup::RunData;
-use crate::config::{ConfigError, Recompute, RunConfig};
+use crate::config::{ConfigError, RunConfig};
 use crate::data::{DataSet, FileKind, MemoryFile, SourceFile, TextTokenizer};
 use crate::eval::gsm8k_answer::strict_match;
 use crate::generate::{Flow, Limits, Sampler, SamplingOptions, complete};
-use crate::model::gpt2::Gpt2Cpu;
-use crate::ops::product::Precision;
+use crate::model::Decoder;
 use crate::params::Layout;
 use crate::quickstart::corpus::{self, Problem};
 use crate::quickstart::tokenizer;
@@ -88,8 +87,8 @@ pub fn examine(
     verbosity: Verbosity,
 ) -> Result<Report> {
     let tokenizer = prepared.tokenizer.as_ref().context("the quickstart has a tokenizer")?;
-    let mut model = Gpt2Cpu::new(prepared.model.clone(), Arc::clone(layout), Recompute::None, Precision::F32);
-    let mut sampler = Sampler::new(SamplingOptions::GREEDY, prepared.model.vocab_size, 0)?;
+    let mut model = Decoder::new(&prepared.model, layout);
+    let mut sampler = Sampler::new(SamplingOptions::GREEDY, prepared.model.vocab_size(), 0)?;
     let limits = Limits { max_new_tokens: MAX_ANSWER_TOKENS, end_of_text: Some(tokenizer.end_of_text()) };
     let mut report = Report { problems: held_out.0.len(), right: 0 };
     let mut shown = Vec::new();

@@ -1,12 +1,12 @@
 //! From a resolved config to opened things: the model's shape, the tokenizer, the data. Nothing is written here.
 
-use crate::config::{DataSource, ModelConfig, RunConfig, Source, ValidationConfig};
+use super::shape;
+use crate::config::{ConfigError, DataSource, ModelConfig, RunConfig, Source, ValidationConfig};
 use crate::data::{
     ByteSource, DataSet, Order, SourceFile, StreamSettings, TextTokenizer, ValidationSet, local_files, select,
 };
 use crate::hub::{Hub, HubFile, Listing, RemoteFile, RepoId, RepoKind};
-use crate::model::gpt2::{self, Gpt2Config, Head};
-use crate::model::weights;
+use crate::model::{ModelShape, weights};
 use crate::params::Layout;
 use anyhow::{Context, Result, bail, ensure};
 use std::cell::OnceCell;
@@ -45,15 +45,15 @@ impl LazyHub {
 }
 
 /// Reads a Hugging Face config.json.
-pub fn read_model_config(path: &Path) -> Result<Gpt2Config> {
+pub fn read_model_config(path: &Path) -> Result<ModelShape> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the model's {}", path.display()))?;
     let value = serde_json::from_str(&text).with_context(|| format!("{} is not valid JSON", path.display()))?;
-    Gpt2Config::from_hugging_face(&value).map_err(|why| anyhow::anyhow!("{}: {why}", path.display()))
+    ModelShape::from_hugging_face(&value).map_err(|why| anyhow::anyhow!("{}: {why}", path.display()))
 }
 
-/// A GPT-2 on the hub: its shape is here, its weights are not yet.
+/// A model on the hub: its shape is here, its weights are not yet.
 pub struct HubModel {
-    pub config: Gpt2Config,
+    pub config: ModelShape,
     /// The cache's snapshot folder, which holds config.json and the tokenizer's files.
     pub folder: PathBuf,
     repo: RepoId,
@@ -112,7 +112,7 @@ impl HubModel {
 
 /// The model of a run before its weights are read.
 pub struct ModelPlan {
-    pub config: Gpt2Config,
+    pub config: ModelShape,
     pub initial: Initial,
 }
 
@@ -127,17 +127,17 @@ pub enum Initial {
 
 impl Initial {
     /// Fills `weights` (a flat storage of `layout`).
-    pub fn load(&self, config: &Gpt2Config, layout: &Layout, seed: u64, weights: &mut [f32]) -> Result<()> {
+    pub fn load(&self, shape: &ModelShape, layout: &Layout, seed: u64, numbers: &mut [f32]) -> Result<()> {
         let files = match self {
             Self::Scratch => {
-                gpt2::initialize(config, layout, seed, weights);
+                shape.initialize(layout, seed, numbers);
                 return Ok(());
             }
-            Self::Folder(folder) => crate::model::weights::files_of_folder(folder)?,
+            Self::Folder(folder) => weights::files_of_folder(folder)?,
             Self::Hub(model) => model.download_weights(LazyHub::default().get()?)?,
             Self::Checkpoint => bail!("the weights of a resumed run are in its checkpoint"),
         };
-        gpt2::load(config, layout, &files, weights).context("cannot load `model.init`")
+        shape.load(layout, &files, numbers).context("cannot load `model.init`")
     }
 }
 
@@ -148,35 +148,30 @@ pub fn model_plan(
     vocabulary: Option<usize>,
     sequence_length: usize,
 ) -> Result<ModelPlan> {
-    match &model.init {
+    let plan = match &model.init {
         Some(Source::Path(folder)) => {
             ensure!(folder.is_dir(), "`model.init`: there is no folder {}", folder.display());
             let config = read_model_config(&folder.join("config.json"))?;
-            Ok(ModelPlan { config, initial: Initial::Folder(folder.clone()) })
+            ModelPlan { config, initial: Initial::Folder(folder.clone()) }
         }
         Some(Source::Hub(id)) => {
             let found = hub_model(hub.get()?, id).with_context(|| format!("`model.init` = {id}"))?;
-            Ok(ModelPlan { config: found.config.clone(), initial: Initial::Hub(Box::new(found)) })
+            ModelPlan { config: found.config.clone(), initial: Initial::Hub(Box::new(found)) }
         }
         None => {
-            // The config has refused a model from scratch without these.
-            let missing = "a model from scratch needs n_layer, n_head and n_embd";
-            let n_embd = model.n_embd.context(missing)?;
-            let config = Gpt2Config {
-                n_layer: model.n_layer.context(missing)?,
-                n_head: model.n_head.context(missing)?,
-                n_embd,
-                n_inner: model.n_inner.unwrap_or(4 * n_embd),
-                n_positions: model.n_positions.unwrap_or(sequence_length),
-                vocab_size: model
-                    .vocab_size
-                    .or(vocabulary)
-                    .context("`model.vocab_size` is missing: token files do not tell it")?,
-                layer_norm_epsilon: model.layer_norm_epsilon.unwrap_or(1e-5),
-                head: Head::Tied,
-            };
-            Ok(ModelPlan { config, initial: Initial::Scratch })
+            let config = shape::from_scratch(model, vocabulary, sequence_length)?;
+            return Ok(ModelPlan { config, initial: Initial::Scratch });
         }
+    };
+    let found = plan.config.architecture();
+    match model.arch {
+        Some(asked) if asked != found => {
+            let (asked, found) = (asked.word(), found.word());
+            let message =
+                format!("it is {asked:?}, but the config.json of `model.init` is of a {found:?}; leave it out");
+            Err(ConfigError::flag("model.arch", message).into())
+        }
+        _ => Ok(plan),
     }
 }
 

@@ -4,7 +4,7 @@ use super::setup;
 use crate::config::{ConfigError, looks_like_hub_id};
 use crate::data::TextTokenizer;
 use crate::hub::Hub;
-use crate::model::gpt2::{self, Gpt2Config};
+use crate::model::ModelShape;
 use crate::params::{Layout, ParameterStore, slice_mut};
 use crate::train::{checkpoint, is_run};
 use anyhow::{Context, Result, bail};
@@ -23,7 +23,7 @@ pub enum Weights {
 /// An opened target: its shape is known, its weights are not read yet.
 pub struct Target {
     pub name: String,
-    pub config: Gpt2Config,
+    pub config: ModelShape,
     pub weights: Weights,
     /// The folder with config.json and tokenizer files.
     folder: PathBuf,
@@ -82,7 +82,7 @@ impl Target {
         let store = ParameterStore::new(Arc::clone(&layout), &Device::Cpu)?;
         slice_mut(store.weights(), |numbers| match &self.weights {
             Weights::Checkpoint(folder) => checkpoint::read_weights(folder, &layout, numbers),
-            Weights::Files(files) => gpt2::load(&self.config, &layout, files, numbers),
+            Weights::Files(files) => self.config.load(&layout, files, numbers),
         })?
         .with_context(|| format!("cannot load the weights of {}", self.name))?;
         Ok(store)

@@ -63,21 +63,41 @@ impl PartialEq for SettingsOrigin {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Architecture {
     Gpt2,
+    Llama,
+}
+
+impl Architecture {
+    /// What `model.arch` calls it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Gpt2 => "gpt2",
+            Self::Llama => "llama",
+        }
+    }
 }
 
 /// The model: loaded from `init`, or built from scratch with the given shape.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    pub arch: Architecture,
+    /// `None`: the one that `init` is of.
+    pub arch: Option<Architecture>,
     /// Hub id or folder of the initial weights; its config.json gives the shape.
     pub init: Option<Source>,
     pub n_layer: Option<usize>,
     pub n_head: Option<usize>,
+    /// Heads of keys and values (LLaMA).
+    pub n_kv_head: Option<usize>,
     pub n_embd: Option<usize>,
     pub n_inner: Option<usize>,
     pub n_positions: Option<usize>,
     pub vocab_size: Option<usize>,
+    /// Whether the head is the token embedding's matrix.
+    pub tie_word_embeddings: Option<bool>,
+    /// GPT-2's.
     pub layer_norm_epsilon: Option<f64>,
+    /// LLaMA's.
+    pub rms_norm_epsilon: Option<f64>,
+    pub rope_theta: Option<f64>,
     pub dropout: f64,
 }
 
@@ -288,6 +308,25 @@ mod tests {
         assert!(message(&["train.micro_batch=0"]).contains("at least 1"));
         assert!(message(&["model.dropout=1.5"]).contains("between 0 and 0.99"));
         assert!(message(&["train.device=gpu"]).contains("cuda:N"));
+    }
+
+    #[test]
+    fn an_architecture_takes_its_own_keys_only() -> Result<(), ConfigError> {
+        let llama = ["model.arch=llama", "model.n_kv_head=1", "model.rope_theta=5e5", "model.rms_norm_epsilon=1e-6"];
+        let config = load(COMPLETE, &llama)?;
+        assert_eq!((config.model.n_kv_head, config.model.rope_theta), (Some(1), Some(5e5)));
+        let again = load(&config.to_toml(), &[])?;
+        assert_eq!(changed_mathematics(&config, &again), []);
+        let message = |assignments: &[&str]| load(COMPLETE, assignments).expect_err("wrong config").to_string();
+        assert!(
+            message(&["model.n_kv_head=1"]).contains("`model.n_kv_head` has no meaning for `model.arch` = \"gpt2\"")
+        );
+        assert!(message(&["model.rope_theta=1e4"]).contains("rope_theta"));
+        assert!(message(&["model.arch=llama", "model.layer_norm_epsilon=1e-5"]).contains("layer_norm_epsilon"));
+        assert!(message(&["model.arch=llama", "model.n_head=4", "model.n_kv_head=3"]).contains("n_kv_head"));
+        assert!(message(&["model.arch=llama", "model.n_head=8"]).contains("even"));
+        assert!(message(&["model.arch=lama"]).contains("did you mean \"llama\""));
+        Ok(())
     }
 
     #[test]

@@ -54,12 +54,35 @@ fn within(settings: &Settings, key: &str, default: f64, low: f64, high: f64) -> 
     Err(settings.error(key, format!("`{key}` must be between {low} and {high}, found {value}")))
 }
 
+/// Keys of a model's shape that both architectures have.
+const SHAPE_KEYS: &[&str] =
+    &["n_layer", "n_head", "n_embd", "n_inner", "n_positions", "vocab_size", "tie_word_embeddings"];
+
+/// Keys of a model's shape that one architecture has.
+fn own_keys(arch: Architecture) -> &'static [&'static str] {
+    match arch {
+        Architecture::Gpt2 => &["layer_norm_epsilon"],
+        Architecture::Llama => &["n_kv_head", "rms_norm_epsilon", "rope_theta"],
+    }
+}
+
 fn model(settings: &Settings, base: &Path) -> Result<ModelConfig, ConfigError> {
-    let arch = choice(settings, "model.arch", Architecture::Gpt2, &[("gpt2", Architecture::Gpt2)])?;
+    use Architecture::{Gpt2, Llama};
+    let words = [(Gpt2.word(), Gpt2), (Llama.word(), Llama)];
+    let given = settings.is_set("model.arch").then(|| choice(settings, "model.arch", Gpt2, &words)).transpose()?;
     let init = settings.text("model.init").map(|text| Source::parse(text, &settings.base_of("model.init", base)));
-    let shape_keys = ["n_layer", "n_head", "n_embd", "n_inner", "n_positions", "vocab_size"];
+    // From scratch the default is GPT-2; `init` says for itself what it is.
+    let arch = if init.is_none() { Some(given.unwrap_or(Gpt2)) } else { given };
+    for (key, owner) in [Gpt2, Llama].into_iter().flat_map(|arch| own_keys(arch).iter().map(move |key| (*key, arch))) {
+        let key = format!("model.{key}");
+        if let Some(arch) = arch.filter(|arch| *arch != owner && settings.is_set(&key)) {
+            let message = format!("`{key}` has no meaning for `model.arch` = \"{}\"; leave it out", arch.word());
+            return Err(settings.error(&key, message));
+        }
+    }
     if let Some(init) = &init {
-        for key in shape_keys.iter().chain(&["layer_norm_epsilon"]).map(|key| format!("model.{key}")) {
+        let keys = [SHAPE_KEYS, own_keys(Gpt2), own_keys(Llama)].concat();
+        for key in keys.iter().map(|key| format!("model.{key}")) {
             if settings.is_set(&key) {
                 let message =
                     format!("`{key}` conflicts with `model.init`: the shape is read from {init}; leave it out");
@@ -67,37 +90,57 @@ fn model(settings: &Settings, base: &Path) -> Result<ModelConfig, ConfigError> {
             }
         }
     }
+    let number = |key: &str, low: f64, high: f64| {
+        settings.is_set(key).then(|| within(settings, key, low, low, high)).transpose()
+    };
     let config = ModelConfig {
         arch,
         init,
         n_layer: positive(settings, "model.n_layer")?,
         n_head: positive(settings, "model.n_head")?,
+        n_kv_head: positive(settings, "model.n_kv_head")?,
         n_embd: positive(settings, "model.n_embd")?,
         n_inner: positive(settings, "model.n_inner")?,
         n_positions: positive(settings, "model.n_positions")?,
         vocab_size: positive(settings, "model.vocab_size")?,
-        layer_norm_epsilon: settings
-            .is_set("model.layer_norm_epsilon")
-            .then(|| within(settings, "model.layer_norm_epsilon", 1e-5, 1e-12, 0.1))
-            .transpose()?,
+        tie_word_embeddings: settings.truth("model.tie_word_embeddings"),
+        layer_norm_epsilon: number("model.layer_norm_epsilon", 1e-12, 0.1)?,
+        rms_norm_epsilon: number("model.rms_norm_epsilon", 1e-12, 0.1)?,
+        rope_theta: number("model.rope_theta", 1.0, 1e12)?,
         dropout: within(settings, "model.dropout", 0.0, 0.0, 0.99)?,
     };
     if config.init.is_none() {
-        for (key, value) in [("n_layer", config.n_layer), ("n_head", config.n_head), ("n_embd", config.n_embd)] {
-            if value.is_none() {
-                let message =
-                    format!("`model.{key}` is missing: a model from scratch needs its shape (or give `model.init`)");
-                return Err(ConfigError::flag("[model]", message));
-            }
-        }
-        if let (Some(heads), Some(width)) = (config.n_head, config.n_embd)
-            && width % heads != 0
-        {
-            let message = format!("`model.n_embd` = {width} must be a multiple of `model.n_head` = {heads}");
-            return Err(settings.error("model.n_embd", message));
-        }
+        check_shape(settings, &config)?;
     }
     Ok(config)
+}
+
+/// Whether a model from scratch has its sizes, and they divide as they must.
+fn check_shape(settings: &Settings, config: &ModelConfig) -> Result<(), ConfigError> {
+    for (key, value) in [("n_layer", config.n_layer), ("n_head", config.n_head), ("n_embd", config.n_embd)] {
+        if value.is_none() {
+            let message =
+                format!("`model.{key}` is missing: a model from scratch needs its shape (or give `model.init`)");
+            return Err(ConfigError::flag("[model]", message));
+        }
+    }
+    let (Some(heads), Some(width)) = (config.n_head, config.n_embd) else { return Ok(()) };
+    if width % heads != 0 {
+        let message = format!("`model.n_embd` = {width} must be a multiple of `model.n_head` = {heads}");
+        return Err(settings.error("model.n_embd", message));
+    }
+    if config.arch == Some(Architecture::Llama) && (width / heads) % 2 != 0 {
+        let message =
+            format!("`model.n_embd` / `model.n_head` = {} must be even: rotary positions turn pairs", width / heads);
+        return Err(settings.error("model.n_head", message));
+    }
+    if let Some(kv_heads) = config.n_kv_head
+        && heads % kv_heads != 0
+    {
+        let message = format!("`model.n_head` = {heads} must be a multiple of `model.n_kv_head` = {kv_heads}");
+        return Err(settings.error("model.n_kv_head", message));
+    }
+    Ok(())
 }
 
 fn data_source(settings: &Settings, key: &str, base: &Path) -> Result<Option<DataSource>, ConfigError> {

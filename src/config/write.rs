@@ -18,20 +18,19 @@ pub fn entries(config: &RunConfig) -> Vec<(String, Value)> {
     let RunConfig { model, data, schedule, train, .. } = config;
 
     put("seed", whole(config.seed));
-    put(
-        "model.arch",
-        text(match model.arch {
-            Architecture::Gpt2 => "gpt2",
-        }),
-    );
+    put("model.arch", model.arch.and_then(|arch| text(arch.word())));
     put("model.init", model.init.as_ref().map(|init| Value::String(init.to_string())));
     put("model.n_layer", size(model.n_layer));
     put("model.n_head", size(model.n_head));
+    put("model.n_kv_head", size(model.n_kv_head));
     put("model.n_embd", size(model.n_embd));
     put("model.n_inner", size(model.n_inner));
     put("model.n_positions", size(model.n_positions));
     put("model.vocab_size", size(model.vocab_size));
+    put("model.tie_word_embeddings", model.tie_word_embeddings.map(Value::Boolean));
     put("model.layer_norm_epsilon", model.layer_norm_epsilon.map(Value::Float));
+    put("model.rms_norm_epsilon", model.rms_norm_epsilon.map(Value::Float));
+    put("model.rope_theta", model.rope_theta.map(Value::Float));
     put("model.dropout", Some(Value::Float(model.dropout)));
     put("tokenizer.source", config.tokenizer.as_ref().map(|source| Value::String(source.to_string())));
     put("data.source", Some(source(&data.source)));

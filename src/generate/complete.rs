@@ -1,7 +1,7 @@
 //! Completing a batch of prompts token by token, with keys and values kept.
 
 use super::sampling::Sampler;
-use crate::model::gpt2::Gpt2Cpu;
+use crate::model::Decoder;
 use anyhow::{Result, ensure};
 
 /// Why a completion ended.
@@ -55,15 +55,15 @@ pub struct Limits {
 /// # Errors
 /// When a prompt is empty, longer than the context or holds an id outside the vocabulary, or a logit is not finite.
 pub fn complete(
-    model: &mut Gpt2Cpu,
+    model: &mut Decoder,
     weights: &[f32],
     prompts: &[Vec<u32>],
     limits: Limits,
     sampler: &mut Sampler,
     on_token: &mut dyn FnMut(usize, u32) -> Result<Flow>,
 ) -> Result<Vec<Completion>> {
-    let vocabulary = model.config().vocab_size;
-    let context = model.config().n_positions;
+    let vocabulary = model.vocab_size();
+    let context = model.n_positions();
     for prompt in prompts {
         ensure!(!prompt.is_empty(), "the prompt is empty: give at least one token");
         ensure!(prompt.len() <= context, "the prompt has {} tokens, the model's context holds {context}", prompt.len());

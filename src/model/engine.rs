@@ -1,7 +1,8 @@
 //! A model that computes: which code runs a batch, on which device.
 
-use super::gpt2::{Gpt2Config, Gpt2Cpu, Gpt2Generic};
-use super::{Batch, Labels, LossSum};
+use super::gpt2::{Gpt2Cpu, Gpt2Generic};
+use super::llama::{LlamaCpu, LlamaGeneric};
+use super::{Batch, Labels, LossSum, ModelShape};
 use crate::config::Recompute;
 use crate::ops::product::Precision;
 use crate::params::{Layout, ParameterStore, slice};
@@ -9,45 +10,66 @@ use anyhow::Result;
 use candle_core::Device;
 use std::sync::Arc;
 
-/// The code that runs a model's forward and backward passes.
+/// The code that runs a model's forward and backward passes: our own operations on the CPU, or the twin from candle
+/// primitives where a device has no kernels of ours.
 pub enum Engine {
-    /// Our own operations on the CPU.
-    Cpu(Box<Gpt2Cpu>),
-    /// The twin from candle primitives, where a device has no kernels of ours.
-    Generic(Box<Gpt2Generic>),
+    Gpt2(Box<Gpt2Cpu>),
+    Llama(Box<LlamaCpu>),
+    Gpt2Generic(Box<Gpt2Generic>),
+    LlamaGeneric(Box<LlamaGeneric>),
 }
 
 impl Engine {
-    /// The engine for a GPT-2 whose parameters lie on `device`.
-    pub fn gpt2(
-        config: &Gpt2Config,
+    /// The engine for a model whose parameters lie on `device`, placed by `layout`.
+    pub fn new(
+        shape: &ModelShape,
         layout: &Arc<Layout>,
         device: &Device,
         recompute: Recompute,
         precision: Precision,
     ) -> Self {
-        match device {
-            Device::Cpu => Self::Cpu(Box::new(Gpt2Cpu::new(config.clone(), Arc::clone(layout), recompute, precision))),
-            _ => Self::Generic(Box::new(Gpt2Generic { config: config.clone(), parameters: config.parameters(layout) })),
+        match (shape, device) {
+            (ModelShape::Gpt2(config), Device::Cpu) => {
+                Self::Gpt2(Box::new(Gpt2Cpu::new(config.clone(), Arc::clone(layout), recompute, precision)))
+            }
+            (ModelShape::Llama(config), Device::Cpu) => {
+                Self::Llama(Box::new(LlamaCpu::new(config.clone(), Arc::clone(layout), recompute, precision)))
+            }
+            (ModelShape::Gpt2(config), _) => {
+                let parameters = config.parameters(layout);
+                Self::Gpt2Generic(Box::new(Gpt2Generic { config: config.clone(), parameters }))
+            }
+            (ModelShape::Llama(config), _) => {
+                let parameters = config.parameters(layout);
+                Self::LlamaGeneric(Box::new(LlamaGeneric { config: config.clone(), parameters }))
+            }
         }
     }
 
     /// The loss of a micro-batch; its gradient is written or added to the store's.
     pub fn gradients(&mut self, store: &mut ParameterStore, batch: Batch, labels: Labels) -> Result<LossSum> {
+        // Inside the pool: an operation called from outside would wake it up each time.
         match self {
-            // Inside the pool: an operation called from outside would wake it up each time.
-            Self::Cpu(model) => {
+            Self::Gpt2(model) => {
                 rayon::scope(|_| store.backward(|weights, slots| model.gradients(weights, slots, batch, labels))?)
             }
-            Self::Generic(model) => Ok(model.gradients(store, batch, labels)?),
+            Self::Llama(model) => {
+                rayon::scope(|_| store.backward(|weights, slots| model.gradients(weights, slots, batch, labels))?)
+            }
+            Self::Gpt2Generic(model) => Ok(model.gradients(store, batch, labels)?),
+            Self::LlamaGeneric(model) => Ok(model.gradients(store, batch, labels)?),
         }
     }
 
     /// The loss of a batch alone.
     pub fn loss(&mut self, store: &ParameterStore, batch: Batch) -> Result<LossSum> {
         match self {
-            Self::Cpu(model) => rayon::scope(|_| slice(store.weights(), |weights| Ok(model.loss(weights, batch)?.0))?),
-            Self::Generic(model) => Ok(model.loss(store, batch)?),
+            Self::Gpt2(model) => rayon::scope(|_| slice(store.weights(), |weights| Ok(model.loss(weights, batch)?.0))?),
+            Self::Llama(model) => {
+                rayon::scope(|_| slice(store.weights(), |weights| Ok(model.loss(weights, batch)?.0))?)
+            }
+            Self::Gpt2Generic(model) => Ok(model.loss(store, batch)?),
+            Self::LlamaGeneric(model) => Ok(model.loss(store, batch)?),
         }
     }
 }

@@ -1,16 +1,36 @@
 //! The models: which parameters they have, and what a batch's loss and gradients are.
 
+mod cache;
+mod decoder;
 mod engine;
+mod extent;
+mod fall_back;
 pub mod gpt2;
+mod init;
+pub mod llama;
+mod shape;
+mod twin;
 pub mod weights;
 
+pub use cache::KeyValueCache;
+pub use decoder::Decoder;
 pub use engine::Engine;
+pub use extent::Extent;
+pub use shape::ModelShape;
 
 use crate::ops::cross_entropy;
 use rand_chacha::ChaCha8Rng;
 
 /// A target that counts nothing: no loss, no gradient.
 pub const IGNORE: u32 = cross_entropy::IGNORE;
+
+/// Whether the head shares the token embedding's matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Head {
+    Tied,
+    /// `lm_head.weight` [vocab_size, n_embd] of its own.
+    Untied,
+}
 
 /// Token ids of a micro-batch: `rows` rows of equal length, and the id that follows each of them.
 #[derive(Clone, Copy, Debug)]

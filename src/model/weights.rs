@@ -15,6 +15,9 @@ use std::path::{Path, PathBuf};
 pub const SINGLE: &str = "model.safetensors";
 pub const INDEX: &str = "model.safetensors.index.json";
 
+/// Name of a head of its own, in both architectures.
+pub const HEAD: &str = "lm_head.weight";
+
 /// The weight files named by an index file's text, without repeats, in alphabetical order.
 pub fn files_of_index(text: &str) -> Result<Vec<String>> {
     let index: serde_json::Value = serde_json::from_str(text).context("the index is not valid JSON")?;
@@ -173,6 +176,33 @@ pub fn load(layout: &Layout, stored: &BTreeMap<String, Stored>, weights: &mut [f
     Ok(())
 }
 
+/// As [`load`], for a complete model: what is left over is refused, and where the head is tied (to the parameter
+/// `tied_to`), a `lm_head.weight` in the files must equal it.
+pub fn load_exactly(
+    layout: &Layout,
+    mut stored: BTreeMap<String, Stored>,
+    tied_to: Option<usize>,
+    weights: &mut [f32],
+) -> Result<()> {
+    let tied = tied_to.and_then(|index| stored.remove(HEAD).map(|head| (&layout.parameters()[index], head)));
+    let foreign: Vec<&str> = stored.keys().map(String::as_str).filter(|name| layout.index_of(name).is_none()).collect();
+    if let Some(first) = foreign.first() {
+        bail!("the weights hold {first} (and {} more), which is no parameter of this model", foreign.len() - 1);
+    }
+    load(layout, &stored, weights)?;
+    let Some((embedding, place)) = tied else { return Ok(()) };
+    ensure!(place.shape == embedding.shape, "{HEAD} has shape {:?}, expected {:?}", place.shape, embedding.shape);
+    let mut head = vec![0.0; embedding.len];
+    read(HEAD, &place, &mut head)?;
+    ensure!(
+        head == weights[embedding.range()],
+        "the config says that the head is tied, but {HEAD} differs from {}; set \"tie_word_embeddings\": false in \
+         config.json if the head is one of its own",
+        embedding.name
+    );
+    Ok(())
+}
+
 /// What stands before the names in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NamePrefix {
@@ -187,7 +217,7 @@ pub fn write(path: &Path, layout: &Layout, weights: &[f32], prefix: NamePrefix) 
     let tensors = layout.parameters().iter().map(|parameter| {
         let bytes: &[u8] = bytemuck::cast_slice(&weights[parameter.range()]);
         let name = match prefix {
-            NamePrefix::Transformer if parameter.name != "lm_head.weight" => format!("transformer.{}", parameter.name),
+            NamePrefix::Transformer if parameter.name != HEAD => format!("transformer.{}", parameter.name),
             _ => parameter.name.clone(),
         };
         Ok((name, TensorView::new(Dtype::F32, parameter.shape.clone(), bytes)?))

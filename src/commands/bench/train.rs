@@ -2,8 +2,8 @@
 
 use super::super::{Ending, doctor, print_json};
 use crate::config::{ConfigError, Recompute};
-use crate::model::gpt2::{Gpt2Config, Head, initialize};
-use crate::model::{Batch, Engine, Labels};
+use crate::model::gpt2::Gpt2Config;
+use crate::model::{Batch, Engine, Head, Labels, ModelShape};
 use crate::ops::product::Precision;
 use crate::ops::profile::{self, Part};
 use crate::optim::{NoSecondPass, OptimizerConfig, StepInput};
@@ -52,12 +52,13 @@ pub fn run(options: &Options) -> Result<Ending> {
         layer_norm_epsilon: 1e-5,
         head: Head::Tied,
     };
-    let layout = Arc::new(Layout::new(config.parameter_specs()));
+    let shape = ModelShape::Gpt2(config.clone());
+    let layout = Arc::new(Layout::new(shape.parameter_specs()));
     let mut store = ParameterStore::new(Arc::clone(&layout), &Device::Cpu)?;
     let mut weights = vec![0.0; layout.len()];
-    initialize(&config, &layout, 1, &mut weights);
+    shape.initialize(&layout, 1, &mut weights);
     store.set_weights(weights)?;
-    let mut engine = Engine::gpt2(&config, &layout, &Device::Cpu, options.recompute, options.precision);
+    let mut engine = Engine::new(&shape, &layout, &Device::Cpu, options.recompute, options.precision);
     let mut optimizer = OptimizerConfig::from_keys("vradam", &[])?.build(&layout, &Device::Cpu)?;
     let mut random = generator(1, Stream::Init);
     let ids: Vec<u32> = (0..2 * rows * time).map(|_| below(&mut random, VOCABULARY as u64) as u32).collect();
@@ -85,7 +86,7 @@ pub fn run(options: &Options) -> Result<Ending> {
     seconds.sort_by(f64::total_cmp);
     let median = seconds[seconds.len() / 2];
     let peak = doctor::measured_flops_per_s();
-    let flops = config.flops_per_token(time) * (rows * time) as f64;
+    let flops = shape.flops_per_token(time) * (rows * time) as f64;
     let memory = peak_memory_bytes();
     let ms = |part: Part| {
         parts.iter().find(|(p, _)| *p == part).map_or(0.0, |(_, time)| 1e3 * time.as_secs_f64() / options.steps as f64)

@@ -1,15 +1,9 @@
 //! GPT-2's shape, and its Hugging Face `config.json`.
 
+use crate::model::Head;
+use crate::model::weights::HEAD;
 use crate::params::{Layout, ParameterSpec};
 use serde_json::{Value, json};
-
-/// Whether the head shares the token embedding's matrix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Head {
-    Tied,
-    /// `lm_head.weight` [vocab_size, n_embd] of its own.
-    Untied,
-}
 
 /// The shape of a GPT-2 (Radford et al. 2019; tanh GELU, learned positions, pre-norm).
 #[derive(Clone, Debug, PartialEq)]
@@ -52,6 +46,18 @@ pub struct LinearParameters {
 pub struct NormParameters {
     pub weight: usize,
     pub bias: usize,
+}
+
+impl BlockParameters {
+    /// All of them, in the order of the fields, each weight before its bias.
+    pub fn all(&self) -> [usize; 12] {
+        let Self { norm_1, attention_in, attention_out, norm_2, mlp_in, mlp_out } = self;
+        let linear = |layer: &LinearParameters| [layer.weight, layer.bias];
+        let norm = |norm: &NormParameters| [norm.weight, norm.bias];
+        let ([a, b], [c, d], [e, f]) = (norm(norm_1), linear(attention_in), linear(attention_out));
+        let ([g, h], [i, j], [k, l]) = (norm(norm_2), linear(mlp_in), linear(mlp_out));
+        [a, b, c, d, e, f, g, h, i, j, k, l]
+    }
 }
 
 /// Places of all parameters in the layout.
@@ -99,7 +105,7 @@ impl Gpt2Config {
         add("ln_f.weight".into(), &[embd]);
         add("ln_f.bias".into(), &[embd]);
         if self.head == Head::Untied {
-            add("lm_head.weight".into(), &[self.vocab_size, embd]);
+            add(HEAD.into(), &[self.vocab_size, embd]);
         }
         specs
     }
@@ -132,19 +138,8 @@ impl Gpt2Config {
             position_embedding: index("wpe.weight"),
             blocks: blocks.collect(),
             norm_final: norm("ln_f"),
-            head: if self.head == Head::Untied { index("lm_head.weight") } else { token_embedding },
+            head: if self.head == Head::Untied { index(HEAD) } else { token_embedding },
         }
-    }
-
-    /// FLOPs of one token's forward and backward pass at sequence length `time`: 6N + 12 L H Q T.
-    ///
-    /// N counts the parameters without the position table, a tied head once (PaLM, Chowdhery et al. 2022, appendix B).
-    pub fn flops_per_token(&self, time: usize) -> f64 {
-        let layout = Layout::new(self.parameter_specs());
-        let positions = self.n_positions * self.n_embd;
-        let counted =
-            layout.count() - positions - if self.head == Head::Untied { self.vocab_size * self.n_embd } else { 0 };
-        6.0 * counted as f64 + 12.0 * (self.n_layer * self.n_embd * time) as f64
     }
 
     /// Reads a Hugging Face `config.json`. Its dropout rates are ignored: dropout is the run's choice.

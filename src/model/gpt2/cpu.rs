@@ -5,6 +5,7 @@
 
 use super::{BlockParameters, Gpt2Config, Gpt2Parameters, LinearParameters, NormParameters};
 use crate::config::Recompute;
+use crate::model::extent::Extent;
 use crate::model::{Batch, Labels, LossSum};
 use crate::ops::product::Precision;
 use crate::ops::profile::{Part, timed};
@@ -18,6 +19,8 @@ pub struct Gpt2Cpu {
     pub(super) model: Model,
     recompute: Recompute,
     buffers: Buffers,
+    /// The working memory of a decoding step.
+    pub(super) decoding: super::decode::Rows,
 }
 
 /// What never changes.
@@ -27,19 +30,6 @@ pub(super) struct Model {
     pub parameters: Gpt2Parameters,
     /// What the operands of the linear layers' and the head's products are rounded to.
     pub precision: Precision,
-}
-
-/// Rows and length of a micro-batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub(super) struct Extent {
-    pub rows: usize,
-    pub time: usize,
-}
-
-impl Extent {
-    fn tokens(self) -> usize {
-        self.rows * self.time
-    }
 }
 
 /// What one block keeps for its backward pass. R = rows * time.
@@ -361,7 +351,12 @@ impl Buffers {
 impl Gpt2Cpu {
     pub fn new(config: Gpt2Config, layout: Arc<Layout>, recompute: Recompute, precision: Precision) -> Self {
         let parameters = config.parameters(&layout);
-        Self { model: Model { config, layout, parameters, precision }, recompute, buffers: Buffers::default() }
+        Self {
+            model: Model { config, layout, parameters, precision },
+            recompute,
+            buffers: Buffers::default(),
+            decoding: Default::default(),
+        }
     }
 
     /// Bytes of working memory of a training step on `rows` rows of `time` tokens.
@@ -374,7 +369,7 @@ impl Gpt2Cpu {
 
     /// Runs all blocks and the final norm; the results stay in the buffers.
     fn forward(&mut self, weights: &[f32], inputs: &[u32], extent: Extent) -> Result<()> {
-        let Self { model, recompute, buffers } = self;
+        let Self { model, recompute, buffers, .. } = self;
         buffers.grow_forward(model, extent, *recompute);
         let (tokens, width) = (extent.tokens(), model.config.n_embd);
         let narrow = tokens * width;
@@ -429,7 +424,7 @@ impl Gpt2Cpu {
     ) -> Result<LossSum> {
         let extent = Extent { rows: batch.rows, time: batch.sequence_length() };
         self.forward(weights, batch.inputs, extent)?;
-        let Self { model, recompute, buffers } = self;
+        let Self { model, recompute, buffers, .. } = self;
         buffers.grow_backward(model);
         let tokens = extent.tokens();
         let (narrow, wide) = (tokens * model.config.n_embd, tokens * model.config.n_inner);

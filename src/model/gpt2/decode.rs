@@ -1,37 +1,36 @@
 //! Generation on the CPU: keys and values of the past are kept, so that each new token costs one row.
 
 use super::Gpt2Cpu;
-use super::cpu::Extent;
+use crate::model::cache::KeyValueCache;
+use crate::model::extent::Extent;
 use crate::ops::{activation, attention, embedding, linear};
-use anyhow::{Result, ensure};
-
-/// Keys and values of a batch of sequences, layer by layer.
-pub struct KeyValueCache {
-    /// [L][B, capacity, C] each.
-    keys: Vec<Vec<f32>>,
-    values: Vec<Vec<f32>>,
-    capacity: usize,
-    /// [B]: positions filled.
-    lengths: Vec<usize>,
-    rows: Rows,
-}
+use anyhow::Result;
 
 /// One row a sequence: the working memory of a decoding step.
 #[derive(Default)]
-struct Rows {
+pub(super) struct Rows {
     stream: Vec<f32>,
+    residual: Vec<f32>,
     normed: Vec<f32>,
     qkv: Vec<f32>,
+    query: Vec<f32>,
     mixed: Vec<f32>,
     hidden: Vec<f32>,
+    activated: Vec<f32>,
     statistics: [Vec<f32>; 2],
     scratch: Vec<f32>,
 }
 
-impl KeyValueCache {
-    /// Forgets the past of one sequence.
-    pub fn rewind(&mut self, place: usize) {
-        self.lengths[place] = 0;
+impl Rows {
+    fn resize(&mut self, batch: usize, width: usize, inner: usize, capacity: usize) {
+        for buffer in [&mut self.stream, &mut self.residual, &mut self.normed, &mut self.query, &mut self.mixed] {
+            buffer.resize(batch * width, 0.0);
+        }
+        self.qkv.resize(3 * batch * width, 0.0);
+        self.hidden.resize(batch * inner, 0.0);
+        self.activated.resize(batch * inner, 0.0);
+        self.statistics.iter_mut().for_each(|buffer| buffer.resize(batch, 0.0));
+        self.scratch.resize(attention::decode_scratch_len(capacity), 0.0);
     }
 }
 
@@ -39,25 +38,7 @@ impl Gpt2Cpu {
     /// An empty cache for `batch` sequences of at most `capacity` tokens.
     pub fn cache(&self, batch: usize, capacity: usize) -> KeyValueCache {
         let config = &self.model.config;
-        let capacity = capacity.min(config.n_positions);
-        let layer = || vec![0.0; batch * capacity * config.n_embd];
-        let width = batch * config.n_embd;
-        let rows = Rows {
-            stream: vec![0.0; width],
-            normed: vec![0.0; width],
-            qkv: vec![0.0; 3 * width],
-            mixed: vec![0.0; width],
-            hidden: vec![0.0; batch * config.n_inner],
-            statistics: [vec![0.0; batch], vec![0.0; batch]],
-            scratch: vec![0.0; attention::decode_scratch_len(capacity)],
-        };
-        KeyValueCache {
-            keys: (0..config.n_layer).map(|_| layer()).collect(),
-            values: (0..config.n_layer).map(|_| layer()).collect(),
-            capacity,
-            lengths: vec![0; batch],
-            rows,
-        }
+        KeyValueCache::new(config.n_layer, batch, capacity.min(config.n_positions), config.n_embd)
     }
 
     /// Runs the whole of `prompt` for sequence `place` and gives the logits [V] of what follows it.
@@ -72,21 +53,16 @@ impl Gpt2Cpu {
         prompt: &[u32],
         logits: &mut [f32],
     ) -> Result<()> {
-        let (time, capacity) = (prompt.len(), cache.capacity);
-        ensure!(time > 0, "the prompt is empty: give at least one token");
-        ensure!(time <= capacity, "the prompt has {time} tokens, the context holds {capacity}");
+        cache.restart(place, prompt.len())?;
         let width = self.model.config.n_embd;
         let hidden = self.hidden(weights, prompt, 1)?;
-        let last: Vec<f32> = hidden[(time - 1) * width..time * width].to_vec();
+        let last: Vec<f32> = hidden[hidden.len() - width..].to_vec();
         for layer in 0..self.model.config.n_layer {
-            let qkv = self.fused_qkv(layer);
-            for (position, row) in qkv.chunks_exact(3 * width).enumerate() {
-                let slot = (place * capacity + position) * width;
-                cache.keys[layer][slot..slot + width].copy_from_slice(&row[width..2 * width]);
-                cache.values[layer][slot..slot + width].copy_from_slice(&row[2 * width..]);
+            for (position, row) in self.fused_qkv(layer).chunks_exact(3 * width).enumerate() {
+                let (key, value) = row[width..].split_at(width);
+                cache.put(layer, place, position, key, value);
             }
         }
-        cache.lengths[place] = time;
         self.head_logits(weights, &last, logits);
         Ok(())
     }
@@ -102,44 +78,37 @@ impl Gpt2Cpu {
         tokens: &[u32],
         logits: &mut [f32],
     ) -> Result<()> {
-        let model = &self.model;
-        let (batch, width, capacity) = (tokens.len(), model.config.n_embd, cache.capacity);
-        let KeyValueCache { keys, values, lengths, rows, .. } = cache;
-        let Rows { stream, normed, qkv, mixed, hidden, statistics: [mean, rstd], scratch } = rows;
-        ensure!(lengths.iter().all(|&length| length < capacity), "a sequence has reached the end of the context");
+        cache.lengthen(tokens.len())?;
+        let (model, rows) = (&self.model, &mut self.decoding);
+        let (batch, width) = (tokens.len(), model.config.n_embd);
+        rows.resize(batch, width, model.config.n_inner, cache.capacity());
+        let Rows { stream, residual, normed, qkv, query, mixed, hidden, activated, statistics, scratch } = rows;
+        let [mean, rstd] = statistics;
         let table = model.weight(weights, model.parameters.position_embedding);
         let token_table = model.weight(weights, model.parameters.token_embedding);
         for (sequence, row) in stream.chunks_exact_mut(width).enumerate() {
-            let positions = embedding::Positions { table, sequence: 1, first: lengths[sequence] };
+            let positions = embedding::Positions { table, sequence: 1, first: cache.lengths()[sequence] - 1 };
             embedding::forward(&tokens[sequence..=sequence], token_table, Some(positions), width, row)?;
         }
-        lengths.iter_mut().for_each(|length| *length += 1);
         let shape = model.attention(Extent { rows: batch, time: 1 });
 
         for (layer, block) in model.parameters.blocks.iter().enumerate() {
             model.norm(weights, block.norm_1, stream, normed, mean, rstd);
             model.project(weights, block.attention_in, normed, None, qkv);
             for (sequence, row) in qkv.chunks_exact(3 * width).enumerate() {
-                let slot = (sequence * capacity + lengths[sequence] - 1) * width;
-                keys[layer][slot..slot + width].copy_from_slice(&row[width..2 * width]);
-                values[layer][slot..slot + width].copy_from_slice(&row[2 * width..]);
-                normed[sequence * width..][..width].copy_from_slice(&row[..width]);
+                let (key, value) = row[width..].split_at(width);
+                cache.put(layer, sequence, cache.lengths()[sequence] - 1, key, value);
+                query[sequence * width..][..width].copy_from_slice(&row[..width]);
             }
-            let past = attention::Cache { keys: &keys[layer], values: &values[layer], capacity, lengths };
-            attention::decode(shape, shape.scale(), normed, past, mixed, scratch);
-            let residual = stream.clone();
-            model.project(weights, block.attention_out, mixed, Some(&residual), stream);
-            model.norm(weights, block.norm_2, stream, normed, mean, rstd);
+            attention::decode(shape, shape.scale(), query, cache.layer(layer), mixed, scratch);
+            model.project(weights, block.attention_out, mixed, Some(stream), residual);
+            model.norm(weights, block.norm_2, residual, normed, mean, rstd);
             model.project(weights, block.mlp_in, normed, None, hidden);
-            let before = hidden.clone();
-            activation::gelu(&before, hidden);
-            let residual = stream.clone();
-            model.project(weights, block.mlp_out, hidden, Some(&residual), stream);
+            activation::gelu(hidden, activated);
+            model.project(weights, block.mlp_out, activated, Some(residual), stream);
         }
         model.norm(weights, model.parameters.norm_final, stream, normed, mean, rstd);
-        let normed = std::mem::take(normed);
-        self.head_logits(weights, &normed, logits);
-        cache.rows.normed = normed;
+        self.head_logits(weights, &self.decoding.normed, logits);
         Ok(())
     }
 

@@ -1,9 +1,10 @@
 //! Hugging Face GPT-2 weights: which names they may carry, and what is ignored.
 
-use super::{Gpt2Config, Head};
+use super::Gpt2Config;
+use crate::model::Head;
 use crate::model::weights::{self, Stored};
 use crate::params::Layout;
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -31,29 +32,8 @@ pub fn load(config: &Gpt2Config, layout: &Layout, files: &[PathBuf], out: &mut [
         }
         ensure!(stored.insert(plain, place).is_none(), "the weights hold {name} twice, with and without a prefix");
     }
-    let tied_head = if config.head == Head::Tied { stored.remove("lm_head.weight") } else { None };
-    let foreign: Vec<&str> = stored.keys().map(String::as_str).filter(|name| layout.index_of(name).is_none()).collect();
-    if let Some(first) = foreign.first() {
-        bail!("the weights hold {first} (and {} more), which is no parameter of this GPT-2", foreign.len() - 1);
-    }
-    weights::load(layout, &stored, out)?;
-    if let Some(place) = tied_head {
-        let embedding = &layout.parameters()[config.parameters(layout).token_embedding];
-        ensure!(
-            place.shape == embedding.shape,
-            "lm_head.weight has shape {:?}, expected {:?}",
-            place.shape,
-            embedding.shape
-        );
-        let mut head = vec![0.0; embedding.len];
-        weights::read("lm_head.weight", &place, &mut head)?;
-        ensure!(
-            head == out[embedding.range()],
-            "the config says that the head is tied, but lm_head.weight differs from wte.weight; \
-             set \"tie_word_embeddings\": false in config.json if the head is one of its own"
-        );
-    }
-    Ok(())
+    let tied_to = (config.head == Head::Tied).then(|| config.parameters(layout).token_embedding);
+    weights::load_exactly(layout, stored, tied_to, out)
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! The fast path against the twin from candle primitives in f64, the twin against finite differences.
 
-use super::twin::{self, BlockTensors};
+use super::twin;
 use super::*;
 use crate::config::Recompute;
-use crate::model::{Batch, Engine, IGNORE, Labels};
+use crate::model::{Batch, Engine, Head, IGNORE, Labels, ModelShape, twin as shared_twin};
 use crate::ops::product::Precision;
 use crate::params::{Layout, ParameterStore, slice, slice_mut};
 use crate::random::{Stream, below, fill_normal, generator};
@@ -59,23 +59,15 @@ fn twin_loss(
 ) -> Result<Tensor> {
     let parameters = config.parameters(layout);
     let tensor = |index: usize| variables[index].as_tensor().clone();
-    let linear = |p: LinearParameters| [tensor(p.weight), tensor(p.bias)];
     let norm = |p: NormParameters| [tensor(p.weight), tensor(p.bias)];
     let ids = Tensor::from_slice(inputs, (ROWS, inputs.len() / ROWS), &Device::Cpu)?;
     let mut x = twin::embed(&tensor(parameters.token_embedding), &tensor(parameters.position_embedding), &ids)?;
     for block in &parameters.blocks {
-        let tensors = BlockTensors {
-            norm_1: norm(block.norm_1),
-            attention_in: linear(block.attention_in),
-            attention_out: linear(block.attention_out),
-            norm_2: norm(block.norm_2),
-            mlp_in: linear(block.mlp_in),
-            mlp_out: linear(block.mlp_out),
-        };
+        let tensors = block.all().map(tensor).into();
         x = twin::block(config, &tensors, &x)?;
     }
     let logits = twin::logits(config, &norm(parameters.norm_final), &tensor(parameters.head), &x)?;
-    Ok(twin::loss_sum(&logits, targets, IGNORE)?.0)
+    Ok(shared_twin::loss_sum(&logits, targets, IGNORE)?.0)
 }
 
 fn variables(store: &ParameterStore) -> Result<Vec<Var>> {
@@ -102,7 +94,8 @@ fn every_gradient_of_the_fast_path_equals_the_twins_in_f64() -> Result<()> {
         let expected_loss = expected_loss.to_scalar::<f64>()?;
 
         for recompute in [Recompute::None, Recompute::Block] {
-            let mut engine = Engine::gpt2(&config, &layout, &Device::Cpu, recompute, Precision::F32);
+            let mut engine =
+                Engine::new(&ModelShape::Gpt2(config.clone()), &layout, &Device::Cpu, recompute, Precision::F32);
             store.start_gradients();
             let batch = Batch { inputs: &inputs, targets: &targets, rows: ROWS };
             let loss = engine.gradients(&mut store, batch, Labels::Data)?;
@@ -155,9 +148,10 @@ fn the_fall_back_gives_the_fast_paths_loss_and_gradients() -> Result<()> {
     let config = config(Head::Tied);
     let (layout, mut store, inputs, targets) = case(&config, 9)?;
     let batch = Batch { inputs: &inputs, targets: &targets, rows: ROWS };
-    let mut engine = Engine::gpt2(&config, &layout, &Device::Cpu, Recompute::None, Precision::F32);
+    let mut engine =
+        Engine::new(&ModelShape::Gpt2(config.clone()), &layout, &Device::Cpu, Recompute::None, Precision::F32);
     let generic = Gpt2Generic { config: config.clone(), parameters: config.parameters(&layout) };
-    let mut generic = Engine::Generic(Box::new(generic));
+    let mut generic = Engine::Gpt2Generic(Box::new(generic));
     let mut run = |engine: &mut Engine| -> Result<(f64, Vec<f32>)> {
         store.start_gradients();
         let loss = engine.gradients(&mut store, batch, Labels::Data)?;

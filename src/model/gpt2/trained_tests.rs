@@ -74,14 +74,8 @@ fn every_block_of_the_twin_gives_pytorchs_activations() -> Result<()> {
     };
     check("x", &x)?;
     for (layer, block) in parameters.blocks.iter().enumerate() {
-        let tensors = BlockTensors {
-            norm_1: pair(block.norm_1.weight, block.norm_1.bias)?,
-            attention_in: pair(block.attention_in.weight, block.attention_in.bias)?,
-            attention_out: pair(block.attention_out.weight, block.attention_out.bias)?,
-            norm_2: pair(block.norm_2.weight, block.norm_2.bias)?,
-            mlp_in: pair(block.mlp_in.weight, block.mlp_in.bias)?,
-            mlp_out: pair(block.mlp_out.weight, block.mlp_out.bias)?,
-        };
+        let tensors: Vec<Tensor> = block.all().into_iter().map(|index| trained.tensor(index)).collect::<Result<_>>()?;
+        let tensors = BlockTensors::from(std::array::from_fn(|place| tensors[place].clone()));
         x = twin::block(&trained.config, &tensors, &x)?;
         check(&format!("block{layer}"), &x)?;
     }

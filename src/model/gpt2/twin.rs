@@ -5,7 +5,8 @@
 //! the graph silently.
 
 use super::Gpt2Config;
-use candle_core::{D, DType, Device, IndexOp, Result, Tensor};
+use crate::model::twin::causal_mask;
+use candle_core::{D, Result, Tensor};
 use candle_nn::ops::{layer_norm_slow, softmax};
 
 /// One block's twelve parameters, in the order of the block's parameters in the layout's names.
@@ -18,18 +19,24 @@ pub struct BlockTensors {
     pub mlp_out: [Tensor; 2],
 }
 
+impl From<[Tensor; 12]> for BlockTensors {
+    fn from([a, b, c, d, e, f, g, h, i, j, k, l]: [Tensor; 12]) -> Self {
+        Self {
+            norm_1: [a, b],
+            attention_in: [c, d],
+            attention_out: [e, f],
+            norm_2: [g, h],
+            mlp_in: [i, j],
+            mlp_out: [k, l],
+        }
+    }
+}
+
 /// x [B, T, I] times w [I, O] plus b [O].
 fn linear(x: &Tensor, [weight, bias]: &[Tensor; 2]) -> Result<Tensor> {
     let (batch, time, inputs) = x.dims3()?;
     let y = x.reshape((batch * time, inputs))?.matmul(weight)?.broadcast_add(bias)?;
     y.reshape((batch, time, bias.elem_count()))
-}
-
-/// [T, T]: 0 on and below the diagonal, -inf above.
-fn causal_mask(time: usize, dtype: DType, device: &Device) -> Result<Tensor> {
-    let numbers: Vec<f32> =
-        (0..time * time).map(|i| if i % time > i / time { f32::NEG_INFINITY } else { 0.0 }).collect();
-    Tensor::from_vec(numbers, (time, time), device)?.to_dtype(dtype)
 }
 
 /// Token plus position embedding: ids [B, T] -> [B, T, C].
@@ -67,24 +74,4 @@ pub fn logits(config: &Gpt2Config, norm: &[Tensor; 2], head: &Tensor, x: &Tensor
     let (batch, time, width) = x.dims3()?;
     let hidden = layer_norm_slow(x, &norm[0], &norm[1], config.layer_norm_epsilon as f32)?;
     hidden.reshape((batch * time, width))?.matmul(&head.t()?)
-}
-
-/// Sum over the rows of the negative log-likelihood of `targets` [N] under `logits` [N, V]; ids of `ignore` count nothing.
-///
-/// Gives the sum and the number of targets that count.
-pub fn loss_sum(logits: &Tensor, targets: &[u32], ignore: u32) -> Result<(Tensor, u64)> {
-    let counted: Vec<u32> = (0..targets.len() as u32).filter(|&row| targets[row as usize] != ignore).collect();
-    let labels: Vec<u32> = counted.iter().map(|&row| targets[row as usize]).collect();
-    let count = counted.len() as u64;
-    if counted.is_empty() {
-        return Ok(((logits.i((0, 0))? * 0.0)?, 0));
-    }
-    let rows = Tensor::from_vec(counted, labels.len(), logits.device())?;
-    let labels = Tensor::from_vec(labels, (count as usize, 1), logits.device())?;
-    let logits = logits.index_select(&rows, 0)?;
-    let largest = logits.max_keepdim(1)?.detach();
-    let shifted = logits.broadcast_sub(&largest)?;
-    let log_sum = shifted.exp()?.sum_keepdim(1)?.log()?;
-    let nll = (log_sum - shifted.gather(&labels, 1)?)?;
-    Ok((nll.sum_all()?, count))
 }

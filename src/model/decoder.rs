@@ -1,0 +1,98 @@
+//! A model that generates: token by token on the CPU, with keys and values kept.
+
+use super::gpt2::Gpt2Cpu;
+use super::llama::LlamaCpu;
+use super::{KeyValueCache, ModelShape};
+use crate::config::Recompute;
+use crate::ops::product::Precision;
+use crate::params::Layout;
+use anyhow::Result;
+use std::sync::Arc;
+
+/// Either architecture's CPU engine, as generation uses it: in f32.
+pub enum Decoder {
+    Gpt2(Box<Gpt2Cpu>),
+    Llama(Box<LlamaCpu>),
+}
+
+impl Decoder {
+    pub fn new(shape: &ModelShape, layout: &Arc<Layout>) -> Self {
+        let layout = Arc::clone(layout);
+        match shape {
+            // Its keys and values are read from what the blocks keep.
+            ModelShape::Gpt2(config) => {
+                Self::Gpt2(Box::new(Gpt2Cpu::new(config.clone(), layout, Recompute::None, Precision::F32)))
+            }
+            ModelShape::Llama(config) => {
+                Self::Llama(Box::new(LlamaCpu::new(config.clone(), layout, Recompute::Block, Precision::F32)))
+            }
+        }
+    }
+
+    pub fn vocab_size(&self) -> usize {
+        match self {
+            Self::Gpt2(model) => model.config().vocab_size,
+            Self::Llama(model) => model.config().vocab_size,
+        }
+    }
+
+    /// The longest sequence.
+    pub fn n_positions(&self) -> usize {
+        match self {
+            Self::Gpt2(model) => model.config().n_positions,
+            Self::Llama(model) => model.config().n_positions,
+        }
+    }
+
+    /// An empty cache for `batch` sequences of at most `capacity` tokens (the context, if that is less).
+    pub fn cache(&self, batch: usize, capacity: usize) -> KeyValueCache {
+        match self {
+            Self::Gpt2(model) => model.cache(batch, capacity),
+            Self::Llama(model) => model.cache(batch, capacity),
+        }
+    }
+
+    /// Runs the whole of `prompt` for sequence `place` and gives the logits [V] of what follows it.
+    ///
+    /// # Errors
+    /// When the prompt is empty, longer than the cache, or holds an id outside the vocabulary.
+    pub fn prefill(
+        &mut self,
+        weights: &[f32],
+        cache: &mut KeyValueCache,
+        place: usize,
+        prompt: &[u32],
+        logits: &mut [f32],
+    ) -> Result<()> {
+        // Inside the pool: an operation called from outside would wake it up each time.
+        rayon::scope(|_| match self {
+            Self::Gpt2(model) => model.prefill(weights, cache, place, prompt, logits),
+            Self::Llama(model) => model.prefill(weights, cache, place, prompt, logits),
+        })
+    }
+
+    /// Appends one token to every sequence and gives the logits [B, V] of what follows.
+    ///
+    /// # Errors
+    /// When a sequence is full, or an id lies outside the vocabulary.
+    pub fn decode(
+        &mut self,
+        weights: &[f32],
+        cache: &mut KeyValueCache,
+        tokens: &[u32],
+        logits: &mut [f32],
+    ) -> Result<()> {
+        rayon::scope(|_| match self {
+            Self::Gpt2(model) => model.decode(weights, cache, tokens, logits),
+            Self::Llama(model) => model.decode(weights, cache, tokens, logits),
+        })
+    }
+
+    /// Logits [rows * time, V] of every position of whole sequences.
+    pub fn logits(&mut self, weights: &[f32], inputs: &[u32], rows: usize) -> Result<Vec<f32>> {
+        rayon::scope(|_| match self {
+            Self::Gpt2(model) => model.logits(weights, inputs, rows),
+            Self::Llama(model) => model.logits(weights, inputs, rows),
+        })
+    }
+}

@@ -1,0 +1,249 @@
+//! One LLaMA block on the CPU, forward and backward.
+
+use super::{BlockParameters, LlamaConfig, LlamaParameters};
+use crate::model::{Extent, KeyValueCache};
+use crate::ops::product::Precision;
+use crate::ops::profile::{Part, timed};
+use crate::ops::rotary::{self, Direction};
+use crate::ops::{Gradient, activation, attention, cross_entropy, linear, rms_norm};
+use crate::params::{GradientSlots, Layout};
+use std::sync::Arc;
+
+/// The model without its buffers.
+pub struct Model {
+    pub config: LlamaConfig,
+    pub layout: Arc<Layout>,
+    pub parameters: LlamaParameters,
+    /// At least as many positions as the longest sequence so far.
+    pub rotation: rotary::Table,
+    /// What the operands of the linear layers' and the head's products are rounded to.
+    pub precision: Precision,
+}
+
+/// The rows that a pass runs over.
+#[derive(Clone, Copy)]
+pub struct Rows<'a> {
+    pub extent: Extent,
+    /// [R]: where each row stands in its sequence.
+    pub positions: &'a [u32],
+}
+
+/// What the rows attend to.
+pub enum Past<'a> {
+    /// Their own sequences, which begin with them.
+    None,
+    /// The same, and their keys and values are kept as those of one sequence of the cache.
+    Fill { cache: &'a mut KeyValueCache, sequence: usize },
+    /// The cache's sequences, to each of which one row is added.
+    Extend(&'a mut KeyValueCache),
+}
+
+/// What one block keeps for its backward pass. R = rows * time, C = n_embd, I = n_inner; Q and K are the widths of
+/// queries and of keys.
+#[derive(Default)]
+pub struct Saved {
+    /// [R, C]: output of the first norm, and [R].
+    pub normed_1: Vec<f32>,
+    pub rstd_1: Vec<f32>,
+    /// [R, Q] and [R, K], both rotated, and [R, K].
+    pub query: Vec<f32>,
+    pub key: Vec<f32>,
+    pub value: Vec<f32>,
+    /// [R, Q]: the heads' outputs, before the projection.
+    pub mixed: Vec<f32>,
+    /// [rows, heads, time]
+    pub log_sum_exp: Vec<f32>,
+    /// [R, C]: the residual stream after attention.
+    pub middle: Vec<f32>,
+    /// [R, C]: output of the second norm, and [R].
+    pub normed_2: Vec<f32>,
+    pub rstd_2: Vec<f32>,
+    /// [R, I] each.
+    pub gate: Vec<f32>,
+    pub up: Vec<f32>,
+}
+
+/// Working memory that all blocks share. The gradients are empty until the first backward pass.
+#[derive(Default)]
+pub struct Shared {
+    /// [R, I]: the hidden layer, formed again in the backward pass, where the gradient of `up` then takes its place.
+    pub activated: Vec<f32>,
+    /// [R, C]
+    pub d_normed: Vec<f32>,
+    /// [R, Q] each.
+    pub d_mixed: Vec<f32>,
+    pub d_query: Vec<f32>,
+    /// [R, K] each.
+    pub d_key: Vec<f32>,
+    pub d_value: Vec<f32>,
+    /// [R, I] each.
+    pub d_activated: Vec<f32>,
+    pub d_gate: Vec<f32>,
+    pub scratch: Vec<f32>,
+}
+
+impl Model {
+    /// Block `layer`: `x` [R, C] -> `y` [R, C].
+    #[allow(clippy::too_many_arguments, reason = "inputs, outputs and working memory of one block")]
+    pub fn block_forward(
+        &self,
+        weights: &[f32],
+        layer: usize,
+        rows: Rows,
+        past: &mut Past,
+        x: &[f32],
+        saved: &mut Saved,
+        y: &mut [f32],
+        shared: &mut Shared,
+    ) {
+        let block = &self.parameters.blocks[layer];
+        self.norm(weights, block.norm_1, x, &mut saved.normed_1, &mut saved.rstd_1);
+        self.project(weights, block.query, &saved.normed_1, None, &mut saved.query);
+        self.project(weights, block.key, &saved.normed_1, None, &mut saved.key);
+        self.project(weights, block.value, &saved.normed_1, None, &mut saved.value);
+        timed(Part::AttentionForward, || self.attend(layer, rows, past, saved, &mut shared.scratch));
+        self.project(weights, block.output, &saved.mixed, Some(x), &mut saved.middle);
+
+        self.norm(weights, block.norm_2, &saved.middle, &mut saved.normed_2, &mut saved.rstd_2);
+        self.project(weights, block.gate, &saved.normed_2, None, &mut saved.gate);
+        self.project(weights, block.up, &saved.normed_2, None, &mut saved.up);
+        timed(Part::Activation, || activation::swiglu(&saved.gate, &saved.up, &mut shared.activated));
+        self.project(weights, block.down, &shared.activated, Some(&saved.middle), y);
+    }
+
+    /// Turns `d_stream`, the gradient of the block's output, into the gradient of its input `x`.
+    #[allow(clippy::too_many_arguments, reason = "inputs, outputs and working memory of one block")]
+    pub fn block_backward(
+        &self,
+        weights: &[f32],
+        slots: &mut GradientSlots,
+        block: &BlockParameters,
+        rows: Rows,
+        x: &[f32],
+        saved: &Saved,
+        d_stream: &mut [f32],
+        shared: &mut Shared,
+    ) {
+        let Shared { activated, d_normed, d_mixed, d_query, d_key, d_value, d_activated, d_gate, scratch } = shared;
+        use Gradient as To;
+        timed(Part::Activation, || activation::swiglu(&saved.gate, &saved.up, activated));
+        self.project_backward(weights, slots, block.down, activated, d_stream, To::overwrite(d_activated));
+        let d_up = activated;
+        timed(Part::Activation, || {
+            activation::swiglu_backward(&saved.gate, &saved.up, d_activated, d_gate, d_up);
+        });
+        self.project_backward(weights, slots, block.gate, &saved.normed_2, d_gate, To::overwrite(d_normed));
+        self.project_backward(weights, slots, block.up, &saved.normed_2, d_up, To::accumulate(d_normed));
+        let input = (&saved.middle[..], &saved.rstd_2[..]);
+        self.norm_backward(weights, slots, block.norm_2, input, d_normed, To::accumulate(d_stream), scratch);
+
+        self.project_backward(weights, slots, block.output, &saved.mixed, d_stream, To::overwrite(d_mixed));
+        timed(Part::AttentionBackward, || {
+            let shape = self.config.attention(rows.extent);
+            let Saved { query, key, value, mixed, log_sum_exp, .. } = saved;
+            let inputs = attention::Inputs::Separate { q: query, k: key, v: value };
+            let gradients = attention::InputGradients::Separate { dq: d_query, dk: d_key, dv: d_value };
+            let saved = attention::Saved { inputs, y: mixed, log_sum_exp };
+            attention::backward(shape, shape.scale(), saved, d_mixed, gradients, scratch);
+            rotary::rotate(&self.rotation, Direction::Backward, rows.positions, d_query);
+            rotary::rotate(&self.rotation, Direction::Backward, rows.positions, d_key);
+        });
+        self.project_backward(weights, slots, block.query, &saved.normed_1, d_query, To::overwrite(d_normed));
+        self.project_backward(weights, slots, block.key, &saved.normed_1, d_key, To::accumulate(d_normed));
+        self.project_backward(weights, slots, block.value, &saved.normed_1, d_value, To::accumulate(d_normed));
+        let input = (x, &saved.rstd_1[..]);
+        self.norm_backward(weights, slots, block.norm_1, input, d_normed, To::accumulate(d_stream), scratch);
+    }
+
+    /// Rotates queries and keys, and mixes the values into `saved.mixed`.
+    fn attend(&self, layer: usize, rows: Rows, past: &mut Past, saved: &mut Saved, scratch: &mut [f32]) {
+        let Saved { query, key, value, mixed, log_sum_exp, .. } = saved;
+        rotary::rotate(&self.rotation, Direction::Forward, rows.positions, query);
+        rotary::rotate(&self.rotation, Direction::Forward, rows.positions, key);
+        let (shape, width) = (self.config.attention(rows.extent), self.config.kv_width());
+        let key_values = key.chunks_exact(width).zip(value.chunks_exact(width)).zip(rows.positions);
+        match past {
+            Past::None => {}
+            Past::Fill { cache, sequence } => key_values.for_each(|((key, value), &position)| {
+                cache.put(layer, *sequence, position as usize, key, value);
+            }),
+            Past::Extend(cache) => {
+                for (sequence, ((key, value), &position)) in key_values.enumerate() {
+                    cache.put(layer, sequence, position as usize, key, value);
+                }
+                return attention::decode(shape, shape.scale(), query, cache.layer(layer), mixed, scratch);
+            }
+        }
+        let inputs = attention::Inputs::Separate { q: query, k: key, v: value };
+        attention::forward(shape, shape.scale(), inputs, mixed, log_sum_exp, scratch);
+    }
+}
+
+impl Model {
+    pub fn weight<'a>(&self, weights: &'a [f32], index: usize) -> &'a [f32] {
+        &weights[self.layout.parameters()[index].range()]
+    }
+
+    pub fn linear_weight<'a>(&self, weights: &'a [f32], index: usize) -> linear::Weight<'a> {
+        let shape = &self.layout.parameters()[index].shape;
+        linear::Weight {
+            data: self.weight(weights, index).into(),
+            dims: linear::Dims {
+                inputs: shape[1],
+                outputs: shape[0],
+                orientation: linear::Orientation::OutIn,
+                precision: self.precision,
+            },
+        }
+    }
+
+    pub fn head<'a>(&self, weights: &'a [f32]) -> cross_entropy::Head<'a> {
+        cross_entropy::Head {
+            weight: self.weight(weights, self.parameters.head).into(),
+            vocabulary: self.config.vocab_size,
+            width: self.config.n_embd,
+            precision: self.precision,
+        }
+    }
+
+    pub fn norm(&self, weights: &[f32], norm: usize, x: &[f32], y: &mut [f32], rstd: &mut [f32]) {
+        let (weight, epsilon) = (self.weight(weights, norm), self.config.rms_norm_epsilon as f32);
+        timed(Part::Norm, || rms_norm::forward(x, weight, epsilon, y, rstd));
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "a norm's input and rstd, its gradients and scratch")]
+    pub fn norm_backward(
+        &self,
+        weights: &[f32],
+        slots: &mut GradientSlots,
+        norm: usize,
+        (x, rstd): (&[f32], &[f32]),
+        dy: &[f32],
+        dx: Gradient,
+        scratch: &mut [f32],
+    ) {
+        let saved = rms_norm::Saved { x, weight: self.weight(weights, norm), rstd };
+        timed(Part::Norm, || rms_norm::backward(saved, dy, dx, slots.slot(norm).into(), scratch));
+    }
+
+    fn project(&self, weights: &[f32], layer: usize, x: &[f32], residual: Option<&[f32]>, y: &mut [f32]) {
+        timed(Part::LinearForward, || linear::forward(x, self.linear_weight(weights, layer), None, residual, y));
+    }
+
+    /// Gradients of a linear layer's weight and of its input.
+    fn project_backward(
+        &self,
+        weights: &[f32],
+        slots: &mut GradientSlots,
+        layer: usize,
+        x: &[f32],
+        dy: &[f32],
+        dx: Gradient,
+    ) {
+        let weight = self.linear_weight(weights, layer);
+        timed(Part::LinearInputGradient, || linear::backward_input(dy, weight, dx));
+        timed(Part::LinearWeightGradient, || {
+            linear::backward_weight(x, dy, weight.dims, slots.slot(layer).into(), None);
+        });
+    }
+}

@@ -1,0 +1,258 @@
+//! LLaMA's forward and backward on the CPU: explicit, block by block, in buffers that live as long as the run.
+//!
+//! A block keeps what its backward pass needs ([`Saved`]); weight gradients go straight into the flat gradients. With
+//! [`Recompute::Block`] only each block's input is kept and the block runs forward again before it runs backward.
+
+use super::LlamaConfig;
+use super::block::{Model, Past, Rows, Saved, Shared};
+use crate::config::Recompute;
+use crate::model::{Batch, Extent, Labels, LossSum};
+use crate::ops::product::Precision;
+use crate::ops::profile::{Part, timed};
+use crate::ops::{Gradient, attention, cross_entropy, embedding, rms_norm, rotary};
+use crate::params::{GradientSlots, Layout};
+use anyhow::{Result, ensure};
+use std::sync::Arc;
+
+/// The engine: the model's shape, and its buffers.
+pub struct LlamaCpu {
+    pub(super) model: Model,
+    recompute: Recompute,
+    pub(super) buffers: Buffers,
+}
+
+/// All working memory. Lengths are those of the last micro-batch, capacities those of the largest.
+#[derive(Default)]
+pub struct Buffers {
+    /// [R]: where each row stands in its sequence.
+    positions: Vec<u32>,
+    /// [L + 1][R, C]: the residual stream before each block, and after the last.
+    stream: Vec<Vec<f32>>,
+    /// One a block; with recomputation one for all.
+    saved: Vec<Saved>,
+    /// Final norm: [R, C], [R].
+    pub normed: Vec<f32>,
+    rstd: Vec<f32>,
+    /// [R]: each target's negative log-likelihood.
+    nll: Vec<f64>,
+    /// [R, C]: gradient of the residual stream; empty until the first backward pass.
+    d_stream: Vec<f32>,
+    shared: Shared,
+}
+
+/// Sizes of the buffers' rows.
+struct Widths {
+    /// Rows.
+    tokens: usize,
+    /// Residual stream, queries, keys, MLP.
+    stream: usize,
+    query: usize,
+    key: usize,
+    inner: usize,
+}
+
+impl Widths {
+    fn of(config: &LlamaConfig, extent: Extent) -> Self {
+        let (query, key) = (config.query_width(), config.kv_width());
+        Self { tokens: extent.tokens(), stream: config.n_embd, query, key, inner: config.n_inner }
+    }
+}
+
+/// Makes every buffer `len` long. What it holds is for the next pass to overwrite.
+fn fit<const N: usize>(buffers: [&mut Vec<f32>; N], len: usize) {
+    buffers.into_iter().for_each(|buffer| buffer.resize(len, 0.0));
+}
+
+impl Buffers {
+    fn fit_forward(&mut self, config: &LlamaConfig, extent: Extent, recompute: Recompute) {
+        let Widths { tokens, stream, query, key, inner } = Widths::of(config, extent);
+        self.stream.resize_with(config.n_layer + 1, Vec::new);
+        self.stream.iter_mut().for_each(|buffer| fit([buffer], tokens * stream));
+        self.saved.resize_with(if recompute == Recompute::Block { 1 } else { config.n_layer }, Saved::default);
+        for saved in &mut self.saved {
+            fit([&mut saved.normed_1, &mut saved.middle, &mut saved.normed_2], tokens * stream);
+            fit([&mut saved.rstd_1, &mut saved.rstd_2], tokens);
+            fit([&mut saved.query, &mut saved.mixed], tokens * query);
+            fit([&mut saved.key, &mut saved.value], tokens * key);
+            fit([&mut saved.log_sum_exp], tokens * config.n_head);
+            fit([&mut saved.gate, &mut saved.up], tokens * inner);
+        }
+        fit([&mut self.normed], tokens * stream);
+        fit([&mut self.rstd], tokens);
+        fit([&mut self.shared.activated], tokens * inner);
+    }
+
+    fn fit_backward(&mut self, config: &LlamaConfig, extent: Extent) {
+        let Widths { tokens, stream, query, key, inner } = Widths::of(config, extent);
+        let shared = &mut self.shared;
+        fit([&mut self.d_stream, &mut shared.d_normed], tokens * stream);
+        fit([&mut shared.d_mixed, &mut shared.d_query], tokens * query);
+        fit([&mut shared.d_key, &mut shared.d_value], tokens * key);
+        fit([&mut shared.d_activated, &mut shared.d_gate], tokens * inner);
+    }
+
+    fn fit_scratch(&mut self, len: usize) {
+        if self.shared.scratch.len() < len {
+            fit([&mut self.shared.scratch], len);
+        }
+    }
+
+    /// Bytes of all buffers, to check [`LlamaCpu::working_bytes`] with.
+    #[cfg(test)]
+    pub fn bytes(&self) -> usize {
+        let Self { positions, stream, saved, normed, rstd, nll, d_stream, shared } = self;
+        let of = |buffers: &[&Vec<f32>]| buffers.iter().map(|buffer| buffer.len()).sum::<usize>();
+        let Shared { activated, d_normed, d_mixed, d_query, d_key, d_value, d_activated, d_gate, scratch } = shared;
+        let saved = saved.iter().map(|saved| {
+            let Saved { normed_1, rstd_1, query, key, value, mixed, .. } = saved;
+            let Saved { log_sum_exp, middle, normed_2, rstd_2, gate, up, .. } = saved;
+            of(&[normed_1, rstd_1, query, key, value, mixed, log_sum_exp, middle, normed_2, rstd_2, gate, up])
+        });
+        let shared = of(&[activated, d_normed, d_mixed, d_query, d_key, d_value, d_activated, d_gate, scratch]);
+        let stream = stream.iter().map(Vec::len).sum::<usize>();
+        let numbers = stream + saved.sum::<usize>() + shared + of(&[normed, rstd, d_stream]);
+        size_of::<f32>() * numbers + size_of_val(&positions[..]) + size_of_val(&nll[..])
+    }
+}
+
+/// The scratch that a training step needs.
+fn training_scratch_len(config: &LlamaConfig, extent: Extent) -> usize {
+    attention::scratch_len(config.attention(extent))
+        .max(cross_entropy::scratch_len(extent.tokens(), config.vocab_size))
+        .max(rms_norm::scratch_len(extent.tokens(), config.n_embd))
+}
+
+impl LlamaCpu {
+    pub fn new(config: LlamaConfig, layout: Arc<Layout>, recompute: Recompute, precision: Precision) -> Self {
+        let parameters = config.parameters(&layout);
+        let rotation = rotary::Table::new(config.rope_theta, config.head_dim, 0, config.rope_scaling);
+        let model = Model { config, layout, parameters, rotation, precision };
+        Self { model, recompute, buffers: Buffers::default() }
+    }
+
+    /// The model's shape.
+    pub fn config(&self) -> &LlamaConfig {
+        &self.model.config
+    }
+
+    /// Bytes of working memory of a training step: what [`Buffers::fit_forward`] and [`Buffers::fit_backward`] make.
+    pub fn working_bytes(config: &LlamaConfig, extent: Extent, recompute: Recompute) -> usize {
+        let Widths { tokens, stream, query, key, inner } = Widths::of(config, extent);
+        let saved = 3 * stream + 2 + 2 * query + 2 * key + config.n_head + 2 * inner;
+        let blocks = if recompute == Recompute::Block { 1 } else { config.n_layer };
+        let around = (config.n_layer + 1) * stream + stream + 1 + inner;
+        let backward = 2 * stream + 2 * query + 2 * key + 2 * inner;
+        let numbers = tokens * (blocks * saved + around + backward) + training_scratch_len(config, extent);
+        size_of::<f32>() * numbers + tokens * (size_of::<u32>() + size_of::<f64>())
+    }
+
+    /// Makes the rotation's table reach `positions` positions; it grows by doubling.
+    fn reach(&mut self, positions: usize) -> Result<()> {
+        let Model { config, rotation, .. } = &mut self.model;
+        let most = config.n_positions;
+        ensure!(positions <= most, "a sequence has {positions} tokens, the model's context holds {most}");
+        if rotation.positions() < positions {
+            let positions = positions.next_power_of_two().min(most);
+            *rotation = rotary::Table::new(config.rope_theta, config.head_dim, positions, config.rope_scaling);
+        }
+        Ok(())
+    }
+
+    /// Runs all blocks and the final norm; the results stay in the buffers.
+    pub(super) fn forward(&mut self, weights: &[f32], inputs: &[u32], extent: Extent, past: &mut Past) -> Result<()> {
+        let scratch_len = match past {
+            Past::Extend(cache) => {
+                cache.lengthen(extent.rows)?;
+                self.reach(cache.lengths().iter().copied().max().unwrap_or(0))?;
+                self.buffers.positions = cache.lengths().iter().map(|&length| length as u32 - 1).collect();
+                attention::decode_scratch_len(cache.capacity())
+            }
+            Past::None | Past::Fill { .. } => {
+                self.reach(extent.time)?;
+                self.buffers.positions.clear();
+                self.buffers.positions.extend((0..extent.rows).flat_map(|_| 0..extent.time as u32));
+                attention::scratch_len(self.model.config.attention(extent))
+            }
+        };
+        let Self { model, recompute, buffers } = self;
+        buffers.fit_forward(&model.config, extent, *recompute);
+        buffers.fit_scratch(scratch_len);
+        let Buffers { positions, stream, saved, normed, rstd, shared, .. } = buffers;
+        let rows = Rows { extent, positions };
+        let table = model.weight(weights, model.parameters.token_embedding);
+        timed(Part::Embedding, || embedding::forward(inputs, table, None, model.config.n_embd, &mut stream[0]))?;
+        for layer in 0..model.config.n_layer {
+            let (x, y) = neighbours(stream, layer);
+            let place = layer.min(saved.len() - 1);
+            model.block_forward(weights, layer, rows, past, x, &mut saved[place], y, shared);
+        }
+        model.norm(weights, model.parameters.norm_final, &stream[model.config.n_layer], normed, rstd);
+        Ok(())
+    }
+
+    /// The loss alone; each target's negative log-likelihood is in the slice that is given back (0 where ignored).
+    pub fn loss(&mut self, weights: &[f32], batch: Batch) -> Result<(LossSum, &[f64])> {
+        let extent = Extent { rows: batch.rows, time: batch.sequence_length() };
+        self.forward(weights, batch.inputs, extent, &mut Past::None)?;
+        let Self { model, buffers, .. } = self;
+        buffers.fit_scratch(cross_entropy::scratch_len(extent.tokens(), model.config.vocab_size));
+        let Buffers { normed, nll, shared, .. } = buffers;
+        nll.resize(extent.tokens(), 0.0);
+        let loss = timed(Part::Head, || {
+            cross_entropy::forward(normed, model.head(weights), batch.targets, nll, &mut shared.scratch)
+        })?;
+        Ok((loss.into(), nll))
+    }
+
+    /// The loss, and its gradient written or added to the slots.
+    pub fn gradients(
+        &mut self,
+        weights: &[f32],
+        slots: &mut GradientSlots,
+        batch: Batch,
+        labels: Labels,
+    ) -> Result<LossSum> {
+        let extent = Extent { rows: batch.rows, time: batch.sequence_length() };
+        self.forward(weights, batch.inputs, extent, &mut Past::None)?;
+        let Self { model, recompute, buffers } = self;
+        buffers.fit_backward(&model.config, extent);
+        buffers.fit_scratch(training_scratch_len(&model.config, extent));
+        let Buffers { positions, stream, saved, normed, rstd, nll, d_stream, shared } = buffers;
+        nll.resize(extent.tokens(), 0.0);
+        let rows = Rows { extent, positions };
+        let (layers, width) = (model.config.n_layer, model.config.n_embd);
+
+        let labels = match labels {
+            Labels::Data => cross_entropy::Labels::Given(batch.targets),
+            Labels::Sampled(generator) => cross_entropy::Labels::Sampled { mask: batch.targets, generator },
+        };
+        let Shared { d_normed, scratch, .. } = shared;
+        let loss = timed(Part::Head, || {
+            let d_head = Some(slots.slot(model.parameters.head).into());
+            cross_entropy::forward_backward(normed, model.head(weights), labels, nll, d_normed, d_head, scratch)
+        })?;
+        let (norm, input) = (model.parameters.norm_final, (&stream[layers][..], &rstd[..]));
+        model.norm_backward(weights, slots, norm, input, d_normed, Gradient::overwrite(d_stream), scratch);
+
+        for (layer, block) in model.parameters.blocks.iter().enumerate().rev() {
+            let (x, y) = neighbours(stream, layer);
+            let place = layer.min(saved.len() - 1);
+            let saved = &mut saved[place];
+            // The last block's values are still there.
+            if *recompute == Recompute::Block && layer + 1 < layers {
+                model.block_forward(weights, layer, rows, &mut Past::None, x, saved, y, shared);
+            }
+            model.block_backward(weights, slots, block, rows, x, saved, d_stream, shared);
+        }
+        timed(Part::Embedding, || {
+            embedding::backward(batch.inputs, d_stream, width, slots.slot(model.parameters.token_embedding).into())
+        })?;
+        Ok(loss.into())
+    }
+}
+
+/// The residual stream before and after block `layer`.
+fn neighbours(stream: &mut [Vec<f32>], layer: usize) -> (&[f32], &mut [f32]) {
+    let (before, after) = stream.split_at_mut(layer + 1);
+    (&before[layer], &mut after[0])
+}

@@ -1,0 +1,84 @@
+//! LLaMA's forward and backward through the twin: any device, one block at a time.
+//!
+//! The forward pass keeps the input of each block and nothing else. The backward pass runs a block's twin again on
+//! temporary variables, takes candle's gradient of sum(y * dy), and adds the results to the flat gradients.
+
+use super::twin::{self, Rotation};
+use super::{LlamaConfig, LlamaParameters};
+use crate::model::fall_back::{Variables, check_ids, ids_on, label_loss, views};
+use crate::model::{Batch, Labels, LossSum};
+use crate::params::ParameterStore;
+use candle_core::{DType, Result, Tensor, Var, bail};
+
+/// The twin as an engine. Holds no buffers.
+pub struct LlamaGeneric {
+    pub config: LlamaConfig,
+    pub parameters: LlamaParameters,
+}
+
+impl LlamaGeneric {
+    fn rotation(&self, store: &ParameterStore, time: usize) -> Result<Rotation> {
+        Rotation::new(&self.config, time, DType::F32, store.device())
+    }
+
+    /// The input of every block and of the final norm: [B, T, C] each.
+    fn forward(&self, store: &ParameterStore, ids: &Tensor, rotation: &Rotation) -> Result<Vec<Tensor>> {
+        let table = store.view(store.weights(), self.parameters.token_embedding)?;
+        let mut inputs = vec![twin::embed(&table, ids)?];
+        for (layer, block) in self.parameters.blocks.iter().enumerate() {
+            let tensors = views(store, block.all())?.into();
+            inputs.push(twin::block(&self.config, rotation, &tensors, &inputs[layer])?);
+        }
+        Ok(inputs)
+    }
+
+    /// Logits [rows * time, V].
+    pub fn logits(&self, store: &ParameterStore, inputs: &[u32], rows: usize) -> Result<Tensor> {
+        let ids = ids_on(store, inputs, rows)?;
+        let hidden = self.forward(store, &ids, &self.rotation(store, ids.dim(1)?)?)?;
+        let [norm, head] = views(store, [self.parameters.norm_final, self.parameters.head])?;
+        twin::logits(&self.config, &norm, &head, &hidden[self.config.n_layer])
+    }
+
+    /// The loss alone.
+    pub fn loss(&self, store: &ParameterStore, batch: Batch) -> Result<LossSum> {
+        check_ids(batch, &Labels::Data, self.config.vocab_size)?;
+        let logits = self.logits(store, batch.inputs, batch.rows)?;
+        let (sum, count) = label_loss(&logits, batch, Labels::Data)?;
+        Ok(LossSum { sum: f64::from(sum.to_scalar::<f32>()?), count })
+    }
+
+    /// The loss, and its gradient added to the store's.
+    pub fn gradients(&self, store: &mut ParameterStore, batch: Batch, labels: Labels) -> Result<LossSum> {
+        check_ids(batch, &labels, self.config.vocab_size)?;
+        let ids = ids_on(store, batch.inputs, batch.rows)?;
+        let rotation = self.rotation(store, ids.dim(1)?)?;
+        let hidden = self.forward(store, &ids, &rotation)?;
+
+        let head = Variables::new(store, [self.parameters.norm_final, self.parameters.head])?;
+        let [norm, matrix] = head.tensors();
+        let input = Var::from_tensor(&hidden[self.config.n_layer])?;
+        let logits = twin::logits(&self.config, &norm, &matrix, input.as_tensor())?;
+        let (sum, count) = label_loss(&logits, batch, labels)?;
+        let Some(mut gradient) = head.backward(store, &sum, Some(&input))? else {
+            bail!("the head's twin gave no gradient to its input")
+        };
+        let loss = LossSum { sum: f64::from(sum.to_scalar::<f32>()?), count };
+
+        for (layer, block) in self.parameters.blocks.iter().enumerate().rev() {
+            let variables = Variables::new(store, block.all())?;
+            let input = Var::from_tensor(&hidden[layer])?;
+            let output = twin::block(&self.config, &rotation, &variables.tensors().into(), input.as_tensor())?;
+            let weighted = (output * gradient.detach())?.sum_all()?;
+            let Some(next) = variables.backward(store, &weighted, Some(&input))? else {
+                bail!("the twin of block {layer} gave no gradient to its input")
+            };
+            gradient = next;
+        }
+
+        let table = Variables::new(store, [self.parameters.token_embedding])?;
+        let [tensor] = table.tensors();
+        table.backward(store, &(twin::embed(&tensor, &ids)? * gradient.detach())?.sum_all()?, None)?;
+        Ok(loss)
+    }
+}
