@@ -13,7 +13,7 @@ pub const END_OF_TEXT: &str = "<|endoftext|>";
 pub const END_OF_TEXT_ID: u32 = 0;
 
 /// Tokens of the trained vocabulary, end of text included.
-pub const VOCABULARY_SIZE: usize = 768;
+pub const VOCABULARY_SIZE: usize = 640;
 
 /// Why a tokenizer could not be trained or saved.
 #[derive(Debug, thiserror::Error)]
