@@ -91,6 +91,7 @@ fn torn_empty_and_foreign_data_are_named() {
     case.write("large.bin", &[255u8; 4096]);
     case.write("bad.jsonl", b"{\"text\": \"a\"}\n{\"text\": \n");
     case.write("column.jsonl", b"{\"body\": \"a\"}\n");
+    case.write("good.jsonl", b"{\"text\": \"a good line\"}\n");
     case.write("short.bin", &[1, 0, 2, 0]);
     let tokenizer = fixture_tokenizer(&case);
     let with_tokenizer = format!("tokenizer.source='{tokenizer}'");
@@ -108,7 +109,7 @@ fn torn_empty_and_foreign_data_are_named() {
         1,
         &["column.jsonl", "text"],
     );
-    refuses(&mut case.pretrain(&[&source("bad.jsonl")]), &folder, 1, &["tokenizer"]);
+    refuses(&mut case.pretrain(&[&source("good.jsonl")]), &folder, 1, &["tokenizer"]);
     std::fs::create_dir(case.path("nothing")).expect("a scratch folder");
     refuses(&mut case.pretrain(&[&source("nothing")]), &folder, 1, &["nothing"]);
 }

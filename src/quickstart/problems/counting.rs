@@ -29,7 +29,7 @@ pub fn distance(draw: &mut Draw) -> Draft {
         let way = count(speed, Times, hours);
         return draft(question, [format!("{name} {verb} {} miles.", way.text)], way.value);
     }
-    let (first, second) = (draw.number(5, 40), draw.number(5, 40));
+    let (first, second) = (draw.number(5, 40), draw.easy(50));
     let question = format!("{name} {verb} {first} miles and then {second} miles more. How far does {pronoun} go?");
     let way = count(first, Plus, second);
     draft(question, [format!("{name} {verb} {} miles.", way.text)], way.value)
@@ -44,7 +44,7 @@ pub fn days(draw: &mut Draw) -> Draft {
         draw.pick(&[("on Monday", "on Tuesday"), ("on Friday", "on Saturday"), ("in May", "in June")]);
     let first = draw.number(5, 40);
     if draw.number(0, 1) == 0 {
-        let second = draw.number(5, 40);
+        let second = draw.easy(50);
         let question =
             format!("{name} {verb} {first} {many} {first_day} and {second} {second_day}. How many is that in all?");
         let all = count(first, Plus, second);
@@ -65,7 +65,7 @@ pub fn rows(draw: &mut Draw) -> Draft {
     let (name, pronoun, many) = (who.name, who.pronoun, what.many);
     let (rows, each) = (draw.number(2, 9), draw.number(3, 9));
     let all = count(rows, Times, each);
-    let other = draw.number(2, all.value.min(22) - 2);
+    let other = draw.easy(all.value.min(12) - 2);
     let first = format!("There are {} {many}.", all.text);
     if draw.number(0, 1) == 0 {
         let question =

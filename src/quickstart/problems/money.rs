@@ -21,7 +21,7 @@ pub fn shopping_total(draw: &mut Draw) -> Draft {
 pub fn change(draw: &mut Draw) -> Draft {
     let (who, what) = (draw.person(), draw.thing());
     let (name, one) = (who.name, what.one);
-    let paid = draw.pick(&[10, 20, 50]);
+    let paid = draw.pick(&[10, 20, 30]);
     let price = draw.number(2, paid - 1);
     let question = match draw.number(0, 1) {
         0 => format!("{name} pays for the ${price} {one} with ${paid}. How much change does {} get?", who.pronoun),
@@ -35,9 +35,9 @@ pub fn change(draw: &mut Draw) -> Draft {
 pub fn total_and_change(draw: &mut Draw) -> Draft {
     let (who, what) = (draw.person(), draw.thing());
     let (name, many) = (who.name, what.many);
-    let (number, price) = (draw.number(2, 9), draw.number(2, 5));
+    let (number, price) = (draw.number(2, 9), draw.number(2, 4));
     let total = dollars(number, Times, price);
-    let paid = if total.value < 20 { draw.pick(&[20, 50]) } else { 50 };
+    let paid = 10 * (total.value / 10 + 1);
     let question = match draw.number(0, 1) {
         0 => format!("{name} has ${paid} and buys {number} {many} for ${price} each. How much money is left?"),
         _ => format!("{name} buys {number} {many} at ${price} each and pays ${paid}. How much is the change?"),
@@ -51,7 +51,7 @@ pub fn total_and_change(draw: &mut Draw) -> Draft {
 pub fn savings(draw: &mut Draw) -> Draft {
     let who = draw.person();
     let (name, pronoun) = (who.name, who.pronoun);
-    let (weekly, weeks, start) = (draw.number(2, 9), draw.number(2, 9), draw.number(3, 20));
+    let (weekly, weeks, start) = (draw.number(2, 9), draw.number(2, 9), 10 * draw.number(1, 5));
     let question = match draw.number(0, 1) {
         0 => {
             format!("{name} has ${start} and saves ${weekly} a week. How much does {pronoun} have after {weeks} weeks?")

@@ -8,7 +8,7 @@ pub fn giving(draw: &mut Draw) -> Draft {
     let ((who, other), what) = (draw.people(), draw.thing());
     let (name, pronoun, many) = (who.name, who.pronoun, what.many);
     let start = draw.number(12, 60);
-    let first = draw.number(2, start / 2);
+    let first = draw.easy(start - 4);
     if draw.number(0, 1) == 0 {
         let question = format!(
             "{name} has {start} {many} and gives {first} to {}. How many does {pronoun} have left?",
@@ -32,10 +32,9 @@ pub fn giving(draw: &mut Draw) -> Draft {
 pub fn comparing(draw: &mut Draw) -> Draft {
     let ((one, two), what) = (draw.people(), draw.thing());
     let many = what.many;
-    let less = draw.number(3, 40);
-    let difference = draw.number(2, 20);
-    let more = less + difference;
     if draw.number(0, 1) == 0 {
+        let less = draw.easy(50);
+        let more = less + draw.number(2, 30);
         let question = format!(
             "{} has {more} {many} and {} has {less}. How many more {many} does {} have?",
             one.name, two.name, one.name
@@ -43,6 +42,7 @@ pub fn comparing(draw: &mut Draw) -> Draft {
         let gap = count(more, Minus, less);
         return draft(question, [format!("{} has {} {many} more.", one.name, gap.text)], gap.value);
     }
+    let (less, difference) = (draw.number(3, 20), draw.number(2, 9));
     let question = format!(
         "{} has {less} {many} and {} has {difference} more than {}. How many do they have together?",
         one.name, two.name, one.name
