@@ -18,7 +18,11 @@ fn llama_config(folder: &Path, steps: u64, every: u64) -> PathBuf {
 fn perplexity(target: &Path) -> Value {
     let data = fixture("train/vradam-accumulated/tokens.bin");
     let mut command = vrtrain();
-    command.arg("eval").arg(target).args(["--task", "perplexity", "--json", "--max-tokens", "1000", "--data"]).arg(data);
+    command
+        .arg("eval")
+        .arg(target)
+        .args(["--task", "perplexity", "--json", "--max-tokens", "1000", "--data"])
+        .arg(data);
     serde_json::from_str(&stdout(&succeed(&mut command))).expect("one JSON object")
 }
 
