@@ -120,6 +120,23 @@ fn stories_260k_gives_the_reference_logits_and_text() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn stories_260k_gives_the_measured_loss_on_story_openings() -> Result<()> {
+    let Some(shared) = shared("stories_260k_gives_the_measured_loss_on_story_openings") else { return Ok(()) };
+    let mut model = Model::open(&fixture("stories260K"))?;
+    let stories: Vec<String> = serde_json::from_value(read_json(&shared.join("data/webtext/tinystories_1000.json"))?)?;
+    let mut total = LossSum::default();
+    for story in stories.iter().take(200) {
+        let encoding =
+            model.tokenizer.tokenizer().encode(story.as_str(), true).map_err(|error| anyhow::anyhow!(error))?;
+        let ids = encoding.get_ids();
+        total += model.loss(&ids[..ids.len().min(512)], 1)?;
+    }
+    eprintln!("TinyStories: {:.4} nats/token over {} tokens", total.mean(), total.count);
+    assert!((total.mean() - 1.733).abs() < 5e-3, "{}", total.mean());
+    Ok(())
+}
+
 /// SmolLM2's folder and the shared data, where someone has both.
 fn smollm2(test: &str) -> Option<(PathBuf, PathBuf)> {
     let folder = std::env::var_os("VRTRAIN_SMOLLM2").map(PathBuf::from);
