@@ -58,7 +58,7 @@ impl Model {
     /// The likeliest `count` tokens after `prompt`, with the cache of keys and values.
     fn greedy(&mut self, prompt: &[u32], count: usize) -> Result<Vec<u32>> {
         let mut sampler = Sampler::new(SamplingOptions::GREEDY, self.shape.vocab_size(), 0)?;
-        let limits = Limits { max_new_tokens: count, end_of_text: None };
+        let limits = Limits { max_new_tokens: count, end_of_text: &[] };
         let prompts = [prompt.to_vec()];
         let completions = slice(self.store.weights(), |weights| {
             complete(&mut self.decoder, weights, &prompts, limits, &mut sampler, &mut |_, _| Ok(Flow::Continue))

@@ -43,8 +43,9 @@ pub fn run(options: &Options) -> Result<Ending> {
 
     let store = target.load()?;
     let mut model = Decoder::new(&target.config, store.layout());
-    let end_of_text = tokenizer.as_ref().map(TextTokenizer::end_of_text);
-    let limits = Limits { max_new_tokens: options.max_new_tokens, end_of_text };
+    let mut end_of_text = target.config.end_of_text().to_vec();
+    end_of_text.extend(tokenizer.as_ref().map(TextTokenizer::end_of_text));
+    let limits = Limits { max_new_tokens: options.max_new_tokens, end_of_text: &end_of_text };
     let prompts = [prompt];
     let completions = slice(store.weights(), |weights| {
         complete(&mut model, weights, &prompts, limits, &mut sampler, &mut |_, token| output.push(token))

@@ -322,7 +322,7 @@ fn sample(prepared: &Prepared, store: &ParameterStore) -> Result<String> {
     let mut ids = vec![tokenizer.end_of_text()];
     ids.extend(tokenizer.encode(prompt)?);
     let mut model = Decoder::new(&prepared.model, store.layout());
-    let limits = Limits { max_new_tokens: SAMPLE_TOKENS, end_of_text: Some(tokenizer.end_of_text()) };
+    let limits = Limits { max_new_tokens: SAMPLE_TOKENS, end_of_text: &[tokenizer.end_of_text()] };
     let mut sampler = crate::generate::Sampler::new(SamplingOptions::GREEDY, prepared.model.vocab_size(), 0)?;
     let completions = on_cpu(store.weights(), |weights| {
         let on_token = &mut |_, _| Ok(crate::generate::Flow::Continue);

@@ -89,7 +89,7 @@ pub fn examine(
     let tokenizer = prepared.tokenizer.as_ref().context("the quickstart has a tokenizer")?;
     let mut model = Decoder::new(&prepared.model, layout);
     let mut sampler = Sampler::new(SamplingOptions::GREEDY, prepared.model.vocab_size(), 0)?;
-    let limits = Limits { max_new_tokens: MAX_ANSWER_TOKENS, end_of_text: Some(tokenizer.end_of_text()) };
+    let limits = Limits { max_new_tokens: MAX_ANSWER_TOKENS, end_of_text: &[tokenizer.end_of_text()] };
     let mut report = Report { problems: held_out.0.len(), right: 0 };
     let mut shown = Vec::new();
     for problems in held_out.0.chunks(EXAM_BATCH) {

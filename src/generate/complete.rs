@@ -45,9 +45,10 @@ pub enum Flow {
 
 /// Bounds of a completion.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct Limits<'a> {
     pub max_new_tokens: usize,
-    pub end_of_text: Option<u32>,
+    /// Any of these tokens ends a text.
+    pub end_of_text: &'a [u32],
 }
 
 /// Completes every prompt; `on_token(prompt, token)` sees each new token as it comes.
@@ -89,7 +90,7 @@ pub fn complete(
                 continue;
             }
             let token = sampler.next(&logits[place * vocabulary..][..vocabulary])?;
-            if limits.end_of_text == Some(token) {
+            if limits.end_of_text.contains(&token) {
                 done[place] = Some(Completion { ids, end: End::EndOfText });
                 continue;
             }

@@ -64,6 +64,14 @@ impl ModelShape {
         }
     }
 
+    /// Ids that end a text, as the model's config.json names them; GPT-2's is its tokenizer's.
+    pub fn end_of_text(&self) -> &[u32] {
+        match self {
+            Self::Gpt2(_) => &[],
+            Self::Llama(config) => &config.special_ids.end_of_text,
+        }
+    }
+
     pub fn vocab_size(&self) -> usize {
         match self {
             Self::Gpt2(config) => config.vocab_size,
