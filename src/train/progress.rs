@@ -43,7 +43,7 @@ impl Progress {
         let terminal = verbosity == Verbosity::Normal && std::io::stderr().is_terminal();
         let bar = terminal.then(|| {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(8));
-            let style = ProgressStyle::with_template("{bar:24} {pos}/{len} ({percent}%) {msg}");
+            let style = ProgressStyle::with_template("{bar:24} {pos}/{len} ({percent}%)\n{wide_msg}");
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar.set_position(first);
             bar
