@@ -37,7 +37,6 @@ fn pretrain(folder: &Path, name: &str, device: &str, steps: u64, more: &[&str]) 
     let mut command = vrtrain();
     command.args(["pretrain", "--config"]).arg(small_config(folder, steps, 3)).arg("--run-dir").arg(&run);
     let device = format!("train.device={device}");
-    // With a usual epsilon Adam would turn rounding into steps where a gradient is zero but for it (the keys' bias).
     let short = [
         "train.sequence_length=16",
         "train.micro_batch=2",
@@ -91,6 +90,7 @@ fn same_run(here: &Path, there: &Path) {
     }
 }
 
+/// With a usual epsilon Adam makes whole steps of rounding where a gradient is zero but for it (the keys' bias).
 const NO_TINY_DIVISOR: &str = "optimizer.eps=1e-4";
 
 #[test]
@@ -104,6 +104,20 @@ fn a_run_on_the_device_has_the_losses_weights_and_moments_of_the_run_on_the_cpu(
     let (mut command, there) = pretrain(folder.path(), "cuda", "cuda:0", 6, &[NO_TINY_DIVISOR]);
     let output = succeed(&mut command);
     assert!(stderr(&output).contains("cuda:0 (as asked)"), "{}", stderr(&output));
+    same_run(&here, &there);
+}
+
+#[test]
+fn a_llama_trains_on_the_device_as_on_the_cpu() {
+    if !device("a_llama_trains_on_the_device") {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a scratch folder");
+    let settings = [NO_TINY_DIVISOR, "model.arch=llama", "model.n_kv_head=1"];
+    let (mut command, here) = pretrain(folder.path(), "cpu", "cpu", 3, &settings);
+    succeed(&mut command);
+    let (mut command, there) = pretrain(folder.path(), "cuda", "cuda:0", 3, &settings);
+    succeed(&mut command);
     same_run(&here, &there);
 }
 
