@@ -37,7 +37,6 @@ fn pretrain(folder: &Path, name: &str, device: &str, steps: u64, more: &[&str]) 
     let mut command = vrtrain();
     command.args(["pretrain", "--config"]).arg(small_config(folder, steps, 3)).arg("--run-dir").arg(&run);
     let device = format!("train.device={device}");
-    // With a usual epsilon Adam would turn rounding into steps where a gradient is zero but for it (the keys' bias).
     let short = [
         "train.sequence_length=16",
         "train.micro_batch=2",
@@ -66,8 +65,16 @@ fn tensors(run: &Path) -> BTreeMap<String, Vec<f32>> {
     all
 }
 
+/// Whether the bias of the attention's keys is compared. It moves no output (the softmax is the same for scores that are
+/// shifted alike), so its gradient is rounding alone, and a method that steps by signs makes full steps of that.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum KeysBias {
+    Compared,
+    RoundingAlone,
+}
+
 /// Losses and the step's scalars within 1e-6 of each other, weights and moments within 1e-6 of the tensor's largest.
-fn same_run(here: &Path, there: &Path) {
+fn same_run(here: &Path, there: &Path, keys_bias: KeysBias) {
     let (here_records, there_records) = (metrics(here), metrics(there));
     assert_eq!(here_records.len(), there_records.len());
     for (expected, got) in here_records.iter().zip(&there_records) {
@@ -85,12 +92,19 @@ fn same_run(here: &Path, there: &Path) {
     assert!(here.keys().eq(there.keys()));
     for (name, expected) in &here {
         let largest = expected.iter().fold(0f32, |largest, x| largest.max(x.abs()));
-        let worst = expected.iter().zip(&there[name]).map(|(a, b)| (a - b).abs());
+        let keys = expected.len() / 3..2 * expected.len() / 3;
+        let left_out =
+            |i: usize| keys_bias == KeysBias::RoundingAlone && name.ends_with("attn.c_attn.bias") && keys.contains(&i);
+        let pairs = expected.iter().zip(&there[name]).enumerate().filter(|(i, _)| !left_out(*i));
+        let worst = pairs.map(|(_, (a, b))| (a - b).abs());
         let worst = worst.fold(0f32, |worst, off| if off <= worst { worst } else { off });
-        assert!(worst <= 1e-5 * largest && largest > 0.0, "{name}: off by {worst} of {largest}");
+        // Steps by signs also divide by the square of a sampled gradient (SophiaG), which multiplies its rounding.
+        let allowed = if keys_bias == KeysBias::Compared { 1e-5 } else { 5e-5 };
+        assert!(worst <= allowed * largest && largest > 0.0, "{name}: off by {worst} of {largest}");
     }
 }
 
+/// With a usual epsilon Adam makes whole steps of rounding where a gradient is zero but for it (the keys' bias).
 const NO_TINY_DIVISOR: &str = "optimizer.eps=1e-4";
 
 #[test]
@@ -104,7 +118,21 @@ fn a_run_on_the_device_has_the_losses_weights_and_moments_of_the_run_on_the_cpu(
     let (mut command, there) = pretrain(folder.path(), "cuda", "cuda:0", 6, &[NO_TINY_DIVISOR]);
     let output = succeed(&mut command);
     assert!(stderr(&output).contains("cuda:0 (as asked)"), "{}", stderr(&output));
-    same_run(&here, &there);
+    same_run(&here, &there, KeysBias::Compared);
+}
+
+#[test]
+fn a_llama_trains_on_the_device_as_on_the_cpu() {
+    if !device("a_llama_trains_on_the_device") {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a scratch folder");
+    let settings = [NO_TINY_DIVISOR, "model.arch=llama", "model.n_kv_head=1"];
+    let (mut command, here) = pretrain(folder.path(), "cpu", "cpu", 3, &settings);
+    succeed(&mut command);
+    let (mut command, there) = pretrain(folder.path(), "cuda", "cuda:0", 3, &settings);
+    succeed(&mut command);
+    same_run(&here, &there, KeysBias::Compared);
 }
 
 #[test]
@@ -113,15 +141,16 @@ fn methods_with_a_second_pass_run_on_the_device_as_on_the_cpu() {
         return;
     }
     let folder = tempfile::tempdir().expect("a scratch folder");
-    for (name, settings) in [
-        ("sophiag", &["optimizer.name=sophiag", "optimizer.gate=true", "optimizer.hessian_every=2"][..]),
-        ("sam", &["optimizer.sam=true", NO_TINY_DIVISOR]),
+    let sophiag = ["optimizer.name=sophiag", "optimizer.gate=true", "optimizer.hessian_every=2"];
+    for (name, settings, keys_bias) in [
+        ("sophiag", &sophiag[..], KeysBias::RoundingAlone),
+        ("sam", &["optimizer.sam=true", NO_TINY_DIVISOR], KeysBias::Compared),
     ] {
         let (mut command, here) = pretrain(folder.path(), &format!("{name}-cpu"), "cpu", 3, settings);
         succeed(&mut command);
         let (mut command, there) = pretrain(folder.path(), &format!("{name}-cuda"), "cuda:0", 3, settings);
         succeed(&mut command);
-        same_run(&here, &there);
+        same_run(&here, &there, keys_bias);
     }
 }
 

@@ -56,7 +56,7 @@ fn a_run_killed_again_and_again_ends_with_the_bits_of_the_uninterrupted_one() {
         let mut child = spawn(&mut command);
         // Moments spread over the run without a pattern (multiples of the golden ratio).
         let part = 0.1 + 0.5 * (f64::from(attempt) * 0.618_034).fract();
-        let patience = if kills < 12 { length.mul_f64(part) } else { Duration::from_secs(600) };
+        let patience = if kills < 20 { length.mul_f64(part) } else { Duration::from_secs(600) };
         let deadline = Instant::now() + patience;
         let status = loop {
             if let Some(status) = child.try_wait().expect("the child can be asked") {

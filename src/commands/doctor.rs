@@ -2,12 +2,15 @@
 
 use super::{Ending, print_json};
 use crate::data::TextTokenizer;
-use crate::hub::{Hub, Mode, RepoId, RepoKind};
-use crate::ops::product::{Into, Operand, Size, Threads, multiply};
+use crate::hub::{Hub, Mode, RepoId, RepoKind, Settings};
+use crate::ops::product::{Into, Operand, Precision, Size, Threads, multiply_in};
 use crate::train::GIB;
 use anyhow::Result;
 use serde_json::json;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How long the hub may take to answer.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How a check ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -79,14 +82,15 @@ fn instruction_sets() -> Check {
 }
 
 /// Products of this machine in FLOP/s: the best of several short ones on all threads.
-pub fn measured_flops_per_s() -> f64 {
+pub fn measured_flops_per_s(precision: Precision) -> f64 {
     const N: usize = 768;
     let (a, b, mut c) = (vec![0.5f32; N * N], vec![0.25f32; N * N], vec![0f32; N * N]);
     let mut best = f64::INFINITY;
     for _ in 0..6 {
         let started = Instant::now();
         let (left, right) = (Operand::row_major(&a, N), Operand::row_major(&b, N));
-        multiply(Threads::All, Size { m: N, k: N, n: N }, left, right, 1.0, &mut c, N, Into::Overwrite);
+        let size = Size { m: N, k: N, n: N };
+        multiply_in(precision, Threads::All, size, left, right, 1.0, &mut c, N, Into::Overwrite);
         best = best.min(started.elapsed().as_secs_f64());
     }
     std::hint::black_box(&c);
@@ -94,7 +98,7 @@ pub fn measured_flops_per_s() -> f64 {
 }
 
 fn threads() -> Check {
-    let speed = measured_flops_per_s() / 1e9;
+    let speed = measured_flops_per_s(Precision::F32) / 1e9;
     let finding = format!(
         "{} (RAYON_NUM_THREADS changes it); products at {speed:.0} GFLOP/s in f32",
         rayon::current_num_threads()
@@ -129,7 +133,12 @@ fn cache() -> Check {
 }
 
 fn hub() -> Check {
-    let hub = match Hub::from_env() {
+    // A person waits for the answer: one short try instead of the patience that a run has.
+    let quick = |mut settings: Settings| {
+        (settings.retry.connect_patience, settings.retry.first_patience) = (PATIENCE, PATIENCE);
+        Hub::new(settings)
+    };
+    let hub = match Settings::from_env().and_then(quick) {
         Ok(hub) => hub,
         Err(error) => return check("hub", Verdict::Bad, format!("{error}")),
     };

@@ -52,7 +52,9 @@ pub fn run(options: &Options) -> Result<Ending> {
     let (train, memory) = (&prepared.config.train, memory(&prepared, &layout));
     let flops = prepared.model.flops_per_token(train.sequence_length);
     let tokens = prepared.steps as f64 * train.tokens_per_step as f64;
-    let speed = options.tokens_per_s.unwrap_or_else(|| TYPICAL_UTILISATION * doctor::measured_flops_per_s() / flops);
+    let speed = options
+        .tokens_per_s
+        .unwrap_or_else(|| TYPICAL_UTILISATION * doctor::measured_flops_per_s(prepared.precision) / flops);
     let seconds = tokens / speed;
     let download = match &prepared.initial {
         Initial::Hub(model) => model.weight_bytes(super::setup::LazyHub::default().get()?)?,

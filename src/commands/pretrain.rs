@@ -277,7 +277,7 @@ fn train(
     let Parts { store, optimizer, stream, validation, state } = parts;
     let layout = Arc::clone(store.layout());
     let peak = Peak {
-        flops_per_s: prepared.device.is_cpu().then(super::doctor::measured_flops_per_s),
+        flops_per_s: prepared.device.is_cpu().then(|| super::doctor::measured_flops_per_s(prepared.precision)),
         flops_per_token: prepared.model.flops_per_token(config.train.sequence_length),
     };
     let mut progress = Progress::new(verbosity, state.as_ref().map_or(0, |s| s.step), prepared.steps, peak);

@@ -43,7 +43,7 @@ impl Progress {
         let terminal = verbosity == Verbosity::Normal && std::io::stderr().is_terminal();
         let bar = terminal.then(|| {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(8));
-            let style = ProgressStyle::with_template("{bar:24} {pos}/{len} ({percent}%) {msg}");
+            let style = ProgressStyle::with_template("{bar:24} {pos}/{len} ({percent}%) ETA {prefix}\n{wide_msg}");
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar.set_position(first);
             bar
@@ -76,6 +76,7 @@ impl Progress {
         match &self.bar {
             Some(bar) => {
                 bar.set_position(record.step);
+                bar.set_prefix(self.time_left(record));
                 bar.set_message(line);
                 if let Some(loss) = record.val_loss {
                     self.note(&format!("step {} validation loss {loss:.4}", record.step));
@@ -87,7 +88,8 @@ impl Progress {
                 if due || edge {
                     self.last_line = Some(Instant::now());
                     let percent = 100.0 * record.step as f64 / self.total as f64;
-                    print_line(&format!("step {}/{} ({percent:.1}%) | {line}", record.step, self.total));
+                    let left = self.time_left(record);
+                    print_line(&format!("step {}/{} ({percent:.1}%) | {line} | ETA {left}", record.step, self.total));
                 }
             }
         }
@@ -101,7 +103,6 @@ impl Progress {
             (_, None) => "MFU -".into(),
         };
         let speed = speed.map_or("- tok/s".into(), |speed| format!("{} tok/s", short(speed)));
-        let left = self.seconds_left(record).map_or("-".into(), |seconds| HumanDuration(seconds).to_string());
         let validation = self.validation.map_or(String::new(), |loss| format!(" val {loss:.4}"));
         let wait = if waited > 0.05 * record.step_ms / 1e3 {
             format!(" | waited {:.0} ms for data", waited * 1e3)
@@ -110,7 +111,7 @@ impl Progress {
         };
         let memory = peak_memory_bytes().map_or(String::new(), |bytes| format!(" | {:.2} GiB", bytes as f64 / GIB));
         format!(
-            "loss {:.4}{validation} | norm {:.3} | lr {:.3e} gate {:.3} | {:.0} ms | {speed} | {utilisation}{memory}{queue}{wait} | ETA {left}",
+            "loss {:.4}{validation} | norm {:.3} | lr {:.3e} gate {:.3} | {:.0} ms | {speed} | {utilisation}{memory}{queue}{wait}",
             record.loss, record.grad_norm, record.eta, record.gate, record.step_ms,
         )
     }
@@ -123,11 +124,15 @@ impl Progress {
         (seconds > 0.0).then(|| tokens_per_step * window.len() as f64 / seconds)
     }
 
-    fn seconds_left(&self, record: &Record) -> Option<Duration> {
+    fn time_left(&self, record: &Record) -> String {
         let done = record.step - self.first;
+        if done < 2 {
+            return "-".into();
+        }
         let steps_left = self.total.saturating_sub(record.step) as f64;
         // Evaluations and checkpoints count: they are part of what is left.
-        (done >= 2).then(|| Duration::from_secs_f64(self.started.elapsed().as_secs_f64() / done as f64 * steps_left))
+        let seconds = self.started.elapsed().as_secs_f64() / done as f64 * steps_left;
+        HumanDuration(Duration::from_secs_f64(seconds)).to_string()
     }
 
     /// Takes the live display off the terminal.

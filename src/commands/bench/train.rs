@@ -85,7 +85,7 @@ pub fn run(options: &Options) -> Result<Ending> {
     let total: f64 = seconds.iter().sum();
     seconds.sort_by(f64::total_cmp);
     let median = seconds[seconds.len() / 2];
-    let peak = doctor::measured_flops_per_s();
+    let peak = doctor::measured_flops_per_s(options.precision);
     let flops = shape.flops_per_token(time) * (rows * time) as f64;
     let memory = peak_memory_bytes();
     let ms = |part: Part| {

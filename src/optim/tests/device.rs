@@ -105,15 +105,14 @@ fn compare(config: &OptimizerConfig, layout: &Arc<Layout>, device: &Device, step
             (got.gate, expected.gate),
             (got.velocity_sq, expected.velocity_sq),
         ];
-        let together = f64::from(tolerance);
-        assert!(pairs.iter().all(|&(a, b)| close(a, b, together)), "{config:?}, step {step}: {got:?} {expected:?}");
+        assert!(pairs.iter().all(|&(a, b)| close(a, b, tolerance)), "{config:?}, step {step}: {got:?} {expected:?}");
         for (place, (got, expected)) in there.tensors().iter().zip(&here.tensors()).enumerate() {
             assert!(near(got, expected, tolerance as f32), "{config:?}, step {step}: tensor {place} differs");
         }
     }
     let (here, there) = (here.optimizer.state(), there.optimizer.state());
     for ((name, expected), (other, got)) in here.scalars.iter().zip(&there.scalars) {
-        assert!(name == other && (got == expected || close(*got, *expected, f64::from(tolerance))), "{name}");
+        assert!(name == other && (got == expected || close(*got, *expected, tolerance)), "{name}");
     }
 }
 
