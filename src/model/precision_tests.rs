@@ -1,6 +1,6 @@
 //! Both models in bf16: what reads the copy of the weights, and how far the results are from those in f32.
 
-use super::{Batch, Engine, IGNORE, Labels, ModelShape};
+use super::{Batch, Documents, Engine, IGNORE, Labels, ModelShape};
 use crate::config::Recompute;
 use crate::ops::product::Precision;
 use crate::params::{Layout, ParameterStore, slice};
@@ -39,7 +39,7 @@ fn run(shape: &ModelShape, recompute: Recompute, precision: Precision, with_copy
     let mut ids = || (0..ROWS * TIME).map(|_| below(&mut random, VOCABULARY) as u32).collect::<Vec<_>>();
     let (inputs, mut targets) = (ids(), ids());
     targets.iter_mut().step_by(7).for_each(|target| *target = IGNORE);
-    let batch = Batch { inputs: &inputs, targets: &targets, rows: ROWS };
+    let batch = Batch { inputs: &inputs, targets: &targets, rows: ROWS, documents: Documents::Whole };
     let mut engine = Engine::new(shape, &layout, &Device::Cpu, recompute, precision);
     store.start_gradients();
     let loss = engine.gradients(&mut store, batch, Labels::Data)?;
