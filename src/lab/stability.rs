@@ -181,7 +181,8 @@ pub fn rosenbrock_run(method: Method, gating: Gating, alpha0: f64, steps: usize)
             count += 1.0;
         }
         point = [point[0] - eta * velocity[0], point[1] - eta * velocity[1]];
-        if !(point[0].hypot(point[1]) < INFINITE) {
+        let size = point[0].hypot(point[1]);
+        if size.is_nan() || size > INFINITE {
             return RosenbrockRun { fate: Fate::Diverges, final_value: f64::INFINITY, eta_sharpness: f64::NAN };
         }
     }
@@ -235,7 +236,7 @@ mod tests {
     #[test]
     fn the_gate_keeps_rosenbrock_bounded_where_plain_momentum_diverges() {
         // Eigenvalues of the Hessian at (1, 1): 1001.6 and 0.4.
-        assert!((rosenbrock_sharpness_at_minimum() - 1001.600_639_488_2).abs() < 1e-6);
+        assert!((rosenbrock_sharpness_at_minimum() - 1_001.600_639_488_2).abs() < 1e-6);
         let edge = METHOD.threshold() / rosenbrock_sharpness_at_minimum();
         assert_eq!(rosenbrock_run(METHOD, Gating::Open, 2.0 * edge, 20_000).fate, Fate::Diverges);
         assert_ne!(rosenbrock_run(METHOD, Gating::Velocity, 2.0 * edge, 20_000).fate, Fate::Diverges);
