@@ -87,6 +87,9 @@ fn pretrain(options: &Options) -> Result<Ending> {
     }
     let first = state.as_ref().map_or(0, |state| state.step);
     let mut progress = Progress::new(verbosity, options.step_lines, first, prepared.steps, peak);
+    if first > 0 {
+        progress.recall(&crate::train::read_metrics(&path)?);
+    }
     let parts = Parts { store, optimizer, stream, validation, state };
     let trained = train(&prepared, &folder, parts, &mut progress);
     progress.finish();
