@@ -86,7 +86,9 @@ fn samples_are_kept_and_cut_back_with_the_metrics() {
     let settings = ["micro_batch=1", "tokens_per_step=128", "sample_every=2", "checkpoint_every=3", "eval_every=0"];
     let mut command = vrtrain();
     command.args(["pretrain", "--quiet", "--set", "train.steps=6", "--run-dir"]).arg(&run);
-    settings.iter().for_each(|setting| drop(command.args(["--set", &format!("train.{setting}")])));
+    for setting in settings {
+        command.args(["--set", &format!("train.{setting}")]);
+    }
     succeed(&mut command);
     let samples = lines_of(&run, "samples.jsonl");
     assert_eq!(samples.iter().map(|sample| &sample["step"]).collect::<Vec<_>>(), [2, 4, 6]);
