@@ -1,10 +1,13 @@
 //! The command line: arguments, dispatch, the error chain, exit codes. clap is known here alone.
 
-use crate::commands::{self, Ending, bench, doctor, eval, export, generate, lab, plan, pretrain};
+mod laboratory;
+
+use crate::commands::{self, Ending, bench, doctor, eval, export, generate, plan, pretrain};
 use crate::config::{ConfigError, Recompute};
 use crate::ops::product::Precision;
 use crate::train::StepLines;
 use clap::{Args, Parser, Subcommand};
+use laboratory::{CompareArgs, LabCommand, SharpnessArgs, TuneCommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -48,35 +51,22 @@ enum Command {
     /// Measure this machine: a training step, or the optimizer alone.
     #[command(subcommand)]
     Bench(BenchCommand),
-    /// The laboratory's studies.
+    /// Compare optimizers (or whole configs) from the same weights over the same batches, with intervals.
+    #[command(after_help = "Examples:\n  \
+        vrtrain compare --task gridworld --optimizers vradam,adamw,sgd --seeds 1,2,3 --out grid\n  \
+        vrtrain compare --config configs/gpt2-30m-cpu.toml --optimizers vradam,adamw --tuned tuned/best.toml --out pair\n  \
+        vrtrain compare --config a.toml --config b.toml --out two\n\n\
+        The paper's quality score on OASST2 needs a judge model and is left out. The same command goes on where it was left.")]
+    Compare(CompareArgs),
+    /// Find learning rates and other keys: a range test, a search, the gate's constants.
+    #[command(subcommand)]
+    Tune(TuneCommand),
+    /// The largest eigenvalues of the loss's Hessian at a run's checkpoints, beside the edges of stability.
+    #[command(after_help = "Examples:\n  vrtrain sharpness runs/a\n  vrtrain sharpness runs/a --all --examples 4")]
+    Sharpness(SharpnessArgs),
+    /// The laboratory: studies in closed form, and runs of the paper's small tasks.
     #[command(subcommand)]
     Lab(LabCommand),
-}
-
-#[derive(Subcommand)]
-enum LabCommand {
-    /// Where momentum with a velocity gate is stable, bounded, or cycles: on a quadratic and on Rosenbrock's function.
-    #[command(after_help = "Example:\n  vrtrain lab stability --out stability")]
-    Stability(StabilityArgs),
-}
-
-#[derive(Args)]
-struct StabilityArgs {
-    #[arg(long, default_value_t = 0.9, allow_negative_numbers = true)]
-    beta1: f64,
-    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
-    beta3: f64,
-    #[arg(long, default_value_t = 10.0, allow_negative_numbers = true)]
-    alpha1: f64,
-    /// Steps of each simulated run.
-    #[arg(long, default_value_t = 100_000)]
-    steps: usize,
-    /// Draw pictures (PNG and SVG) into this folder.
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
-    /// One JSON object.
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Subcommand)]
@@ -312,14 +302,10 @@ fn run(command: Command) -> anyhow::Result<Ending> {
             json: args.json,
         }),
         Command::Bench(BenchCommand::Optimizer { pairs, json }) => bench::optimizer(pairs as usize, json),
-        Command::Lab(LabCommand::Stability(args)) => lab::stability(&lab::StabilityOptions {
-            beta1: args.beta1,
-            beta3: args.beta3,
-            alpha1: args.alpha1,
-            steps: args.steps,
-            out: args.out,
-            json: args.json,
-        }),
+        Command::Compare(args) => laboratory::compare(args),
+        Command::Tune(command) => laboratory::tune(command),
+        Command::Sharpness(args) => laboratory::sharpness(args),
+        Command::Lab(command) => laboratory::lab(command),
         Command::Doctor(args) => doctor::run(args.json),
         Command::Plan(args) => {
             plan::run(&plan::Options { config: config(args.config), tokens_per_s: args.tokens_per_s, json: args.json })

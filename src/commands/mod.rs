@@ -1,6 +1,7 @@
 //! The subcommands, one file each: the only place where data, model, optimizer and loop meet.
 
 pub mod bench;
+pub mod compare;
 mod device;
 pub mod doctor;
 pub mod eval;
@@ -13,7 +14,13 @@ pub mod pretrain;
 mod quickstart;
 mod setup;
 mod shape;
+pub mod sharpness;
+mod study_base;
 mod target;
+pub mod task;
+pub mod tokenizer;
+pub mod tune;
+mod workers;
 
 use crate::config::{ConfigError, RunConfig};
 use std::path::{Path, PathBuf};

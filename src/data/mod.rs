@@ -4,6 +4,7 @@
 //! and cuts rows of T+1 tokens, and a [`Position`] names the next row for a checkpoint.
 
 mod bytes;
+mod cifar;
 mod data_set;
 mod document;
 mod documents;
@@ -23,6 +24,7 @@ mod validation;
 mod tests;
 
 pub use bytes::{ByteSource, LocalFile, MemoryFile};
+pub use cifar::Images;
 pub use data_set::{DataSet, Summary};
 pub use document::{Document, Opening};
 pub use documents::documents_as_ids;
