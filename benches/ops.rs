@@ -160,7 +160,12 @@ impl Step {
             attention::forward(shape, shape.scale(), inputs, whole, &mut y, &mut log_sum_exp, &mut scratch);
         });
         self.measure("attention backward", layers, 5.0 * product, || {
-            let saved = Saved { inputs: Inputs::Fused((&qkv).into()), documents: whole, y: (&y).into(), log_sum_exp: &log_sum_exp };
+            let saved = Saved {
+                inputs: Inputs::Fused((&qkv).into()),
+                documents: whole,
+                y: (&y).into(),
+                log_sum_exp: &log_sum_exp,
+            };
             attention::backward(shape, shape.scale(), saved, &dy, InputGradients::Fused(&mut dqkv), &mut scratch);
         });
         let (keys, values) = (&qkv[..sequence * width], &qkv[sequence * width..2 * sequence * width]);

@@ -69,11 +69,12 @@ fn products_on_the_bf16_copy_of_the_weights_give_the_bits_of_weights_rounded_on_
 #[test]
 fn recomputed_blocks_give_the_same_bits_in_bf16_and_any_number_of_threads_does() -> Result<()> {
     for shape in shapes() {
-        let results = [(1, Recompute::None), (2, Recompute::Block), (7, Recompute::None)].map(|(threads, recompute)| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
-            let (loss, gradients) = pool.install(|| run(&shape, recompute, Precision::Bf16, true))?;
-            anyhow::Ok((loss.to_bits(), bits(&gradients)))
-        });
+        let results =
+            [(1, Recompute::None), (2, Recompute::Block), (7, Recompute::None)].map(|(threads, recompute)| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
+                let (loss, gradients) = pool.install(|| run(&shape, recompute, Precision::Bf16, true))?;
+                anyhow::Ok((loss.to_bits(), bits(&gradients)))
+            });
         let [first, second, third] = results;
         let first = first?;
         assert!(first == second? && first == third?);

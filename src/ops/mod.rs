@@ -20,12 +20,12 @@ pub mod rms_norm;
 pub mod rotary;
 
 mod parallel;
-mod values;
 #[cfg(test)]
 mod pytorch;
 mod simd;
 #[cfg(test)]
 mod testing;
+mod values;
 
 pub use product::Into;
 pub use values::{Number, Values, ValuesMut};

@@ -224,13 +224,7 @@ impl Model {
     }
 
     /// dx = dy W^T.
-    fn input_gradient<'a>(
-        &self,
-        weights: Weights,
-        layer: LinearParameters,
-        dy: impl Into<Values<'a>>,
-        dx: &mut [f32],
-    ) {
+    fn input_gradient<'a>(&self, weights: Weights, layer: LinearParameters, dy: impl Into<Values<'a>>, dx: &mut [f32]) {
         let weight = self.linear_weight(weights, layer);
         timed(Part::LinearInputGradient, || linear::backward_input(dy, weight, Gradient::overwrite(dx)));
     }

@@ -210,8 +210,7 @@ impl Gpt2Cpu {
         self.forward(weights, batch.inputs, extent, batch.documents)?;
         let Buffers { normed, nll, shared, .. } = &mut self.buffers;
         let head = self.model.head(weights);
-        let loss =
-            timed(Part::Head, || cross_entropy::forward(normed, head, batch.targets, nll, &mut shared.scratch))?;
+        let loss = timed(Part::Head, || cross_entropy::forward(normed, head, batch.targets, nll, &mut shared.scratch))?;
         Ok((loss.into(), nll))
     }
 

@@ -4,7 +4,7 @@ use super::twin;
 use super::*;
 use crate::config::Recompute;
 use crate::model::twin::Places;
-use crate::model::{Batch, Documents, Engine, Head, IGNORE, Labels, LossSum, ModelShape, twin as shared_twin};
+use crate::model::{Batch, Documents, Engine, Extent, Head, IGNORE, Labels, LossSum, ModelShape, twin as shared_twin};
 use crate::ops::product::Precision;
 use crate::params::{Layout, ParameterStore, slice, slice_mut};
 use crate::random::{Stream, below, fill_normal, generator};

@@ -251,14 +251,7 @@ impl Model {
         }
     }
 
-    pub fn norm<'a>(
-        &self,
-        weights: Weights,
-        norm: usize,
-        x: &[f32],
-        y: impl Into<ValuesMut<'a>>,
-        rstd: &mut [f32],
-    ) {
+    pub fn norm<'a>(&self, weights: Weights, norm: usize, x: &[f32], y: impl Into<ValuesMut<'a>>, rstd: &mut [f32]) {
         let (weight, epsilon) = (self.weight(weights, norm), self.config.rms_norm_epsilon as f32);
         timed(Part::Norm, || rms_norm::forward(x, weight, epsilon, y, rstd));
     }

@@ -1,12 +1,12 @@
 //! The backward pass: probabilities formed again block by block, all gradients of a head in one task.
 
 use super::parts::{Part, copy_rows, first_key, parts, precision, product, score_stride, split};
-use crate::ops::values::each_kind;
-use crate::ops::{Into, Number, Values};
+use crate::ops::Into;
 use crate::ops::attention::{BLOCK, Documents, InputGradients, Saved, Shape};
 use crate::ops::parallel::{SharedRows, for_each_with_scratch};
 use crate::ops::product::{Operand, Precision, Size, Threads, multiply_in};
 use crate::ops::simd::{LANES, Level, aligned, dot, exp, kernel};
+use crate::ops::values::each_kind;
 
 /// Scratch of one thread in the backward pass: keys, transposed keys and values, dk and dv of a head; q, dy, p, ds and
 /// dq of a block, and one number for each of its rows.
@@ -27,8 +27,17 @@ pub fn backward(shape: Shape, scale: f32, saved: Saved, dy: &[f32], gradients: I
     assert!(saved.y.len() == rows * q_width && dy.len() == saved.y.len(), "attention backward: y and dy");
     assert_eq!(saved.log_sum_exp.len(), batch * heads * sequence, "attention backward: log_sum_exp");
     let (level, part, precision) = (Level::current(), backward_part(shape), precision(&inputs));
-    let task_of =
-        |index: usize| HeadTask { level, shape, scale, saved, inputs, precision, dy, b: index / kv_heads, kv: index % kv_heads };
+    let task_of = |index: usize| HeadTask {
+        level,
+        shape,
+        scale,
+        saved,
+        inputs,
+        precision,
+        dy,
+        b: index / kv_heads,
+        kv: index % kv_heads,
+    };
     match gradients {
         InputGradients::Fused(data) => {
             assert_eq!(data.len(), rows * (q_width + 2 * kv_width), "attention backward: the fused gradient");

@@ -4,7 +4,7 @@ use crate::ops::attention::{Inputs, Shape};
 use crate::ops::product::{Operand, Precision, Size, Threads, multiply_in};
 use crate::ops::simd::{LANES, Level, kernel};
 use crate::ops::values::each_kind;
-use crate::ops::{Into, Number, Values};
+use crate::ops::{Into, Values};
 
 /// One of q, k, v: rows of `row_stride`, of which this operand has the columns from `column` on.
 #[derive(Clone, Copy)]
