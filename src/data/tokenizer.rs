@@ -17,6 +17,8 @@ const END_OF_TEXT: &str = "<|endoftext|>";
 pub struct TextTokenizer {
     tokenizer: Tokenizer,
     end_of_text: u32,
+    /// What ends an answer: the eos_token that the files name, else end-of-text.
+    end_of_answer: u32,
     vocabulary_size: usize,
     digest: [u8; 32],
 }
@@ -56,7 +58,11 @@ impl TextTokenizer {
                 candidates.join(", ")
             );
         };
-        Self::new(tokenizer, end_of_text).with_context(|| format!("the tokenizer at {}", path.display()))
+        let end_of_answer = named.as_deref().and_then(|token| tokenizer.token_to_id(token));
+        let loaded = Self::new(tokenizer, end_of_text);
+        let mut loaded = loaded.with_context(|| format!("the tokenizer at {}", path.display()))?;
+        loaded.end_of_answer = end_of_answer.unwrap_or(end_of_text);
+        Ok(loaded)
     }
 
     /// Takes a tokenizer that was trained or loaded elsewhere.
@@ -72,12 +78,33 @@ impl TextTokenizer {
         let largest = tokenizer.get_vocab(true).into_values().max().context("its vocabulary is empty")?;
         let written = tokenizer.to_string(false).map_err(|error| anyhow!(error))?;
         let digest = Sha256::digest(written).into();
-        Ok(Self { tokenizer, end_of_text, vocabulary_size: largest as usize + 1, digest })
+        Ok(Self { tokenizer, end_of_text, end_of_answer: end_of_text, vocabulary_size: largest as usize + 1, digest })
     }
 
     /// The id put before each document.
     pub fn end_of_text(&self) -> u32 {
         self.end_of_text
+    }
+
+    /// The id that ends an answer in fine-tuning, at which generation stops.
+    pub fn end_of_answer(&self) -> u32 {
+        self.end_of_answer
+    }
+
+    /// The text of the token `id`.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.tokenizer.id_to_token(id)
+    }
+
+    /// The ids that the tokenizer itself puts before a text.
+    pub fn beginning(&self) -> Result<Vec<u32>> {
+        let ids = |special| {
+            let encoding = self.tokenizer.encode_fast("a", special).map_err(|error| anyhow!(error));
+            Ok::<_, anyhow::Error>(encoding.context("cannot tokenize a letter")?.get_ids().to_vec())
+        };
+        let (with, plain) = (ids(true)?, ids(false)?);
+        let start = with.windows(plain.len().max(1)).position(|window| window == plain).unwrap_or(0);
+        Ok(with[..start].to_vec())
     }
 
     /// One more than the largest id.
