@@ -110,7 +110,8 @@ fn a_conversations_first_loss_is_transformers() {
     let template = values["chat_template"].as_str().expect("a template");
     std::fs::write(model.join("chat_template.jinja"), template).expect("a file");
     let text = std::fs::read_to_string(&config).expect("the config");
-    let kept = |line: &&str| !["prompt_column", "completion_column", "template"].iter().any(|key| line.starts_with(key));
+    let kept =
+        |line: &&str| !["prompt_column", "completion_column", "template"].iter().any(|key| line.starts_with(key));
     let text: Vec<&str> = text.lines().filter(kept).collect();
     let text = text.join("\n").replace("\"completion\"", "\"chat\"").replace("gsm8k.jsonl", "oasst.jsonl");
     let text = text.replace(&fixture("stories260K").display().to_string(), &model.display().to_string());
@@ -232,14 +233,22 @@ fn bad_examples_and_settings_are_refused_with_what_to_do() {
         assert!(!text.contains("panicked") && !path.exists(), "{settings:?}: {text}");
     };
     refuses(&["data.prompt_column=problem"], 1, &["no column `problem`", "question, answer", "gsm8k.jsonl"]);
-    refuses(&["data.template='{question} {completion}'"], 2, &["data.template", "{question} is not a place", "{prompt}"]);
+    refuses(
+        &["data.template='{question} {completion}'"],
+        2,
+        &["data.template", "{question} is not a place", "{prompt}"],
+    );
     refuses(&["data.template='{prompt}'"], 2, &["data.template", "{completion}"]);
     refuses(&["data.format=complete"], 2, &["data.format", "did you mean \"completion\""]);
     refuses(&["data.too_long=cut"], 2, &["data.too_long", "\"truncate\""]);
     refuses(&["data.too_long=error"], 1, &["has 541 tokens", "data.too_long", "sequence_length"]);
     refuses(&["data.text_column=text"], 2, &["data.text_column", "has no meaning"]);
     refuses(&["data.messages_column=m"], 2, &["data.messages_column", "has no meaning"]);
-    refuses(&["train.sequence_length=32", "train.tokens_per_step=64"], 1, &["no example", "8 left out: longer than a row"]);
+    refuses(
+        &["train.sequence_length=32", "train.tokens_per_step=64"],
+        1,
+        &["no example", "8 left out: longer than a row"],
+    );
     refuses(&["data.validation.examples=0"], 2, &["data.validation.examples", "at least 1"]);
     let empty = write("empty.jsonl", "\n\n");
     refuses(&[&empty], 1, &["no example"]);

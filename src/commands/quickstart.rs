@@ -71,7 +71,7 @@ pub fn prepare(config: &RunConfig) -> Result<(TextTokenizer, Made)> {
     let validation = tokens.map(|tokens| Ok::<_, anyhow::Error>((set("held-out.jsonl", &corpus.held_out)?, tokens)));
     let data =
         RunData::Text { training: set("training.jsonl", &corpus.training)?, validation: validation.transpose()? };
-    let beginning = vec![tokenizer.end_of_text()];
+    let beginning = vec![tokenizer.begin_of_text()];
     Ok((tokenizer, Made { data, held_out: HeldOut { problems: corpus.held_out, beginning } }))
 }
 

@@ -5,7 +5,7 @@ use super::target::{Target, Weights, model_folder};
 use crate::config::{ConfigError, ModelConfig, Source};
 use crate::data::{ByteSource, SourceFile, TextTokenizer, local_files, select};
 use crate::hub::{Hub, HubFile, Listing, RemoteFile, RepoId, RepoKind};
-use crate::model::{ModelShape, weights};
+use crate::model::{ModelShape, TextMarks, weights};
 use crate::params::Layout;
 use crate::train::{checkpoint, is_run};
 use anyhow::{Context, Result, bail, ensure};
@@ -282,4 +282,9 @@ pub fn source_files(sources: &[Source], globs: &[String], hub: &LazyHub, key: &s
         files.extend(found);
     }
     Ok(files)
+}
+
+/// The ids around a text, as the model's config.json names them.
+pub fn text_marks(tokenizer: &TextTokenizer) -> TextMarks {
+    TextMarks { begin: tokenizer.begin_of_text(), end: tokenizer.end_of_text() }
 }

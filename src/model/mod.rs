@@ -8,6 +8,8 @@ mod fall_back;
 pub mod gpt2;
 mod init;
 pub mod llama;
+#[cfg(test)]
+mod precision_tests;
 mod shape;
 mod twin;
 pub mod weights;
@@ -32,6 +34,13 @@ pub enum Head {
     Tied,
     /// `lm_head.weight` [vocab_size, n_embd] of its own.
     Untied,
+}
+
+/// The ids that stand before and after a text; GPT-2 has one for both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TextMarks {
+    pub begin: u32,
+    pub end: u32,
 }
 
 /// Token ids of a micro-batch: `rows` rows of equal length, and the id that follows each of them.

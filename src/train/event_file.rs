@@ -84,15 +84,10 @@ impl EventFile {
     }
 }
 
-/// A scalar of full precision: the plugin takes tensors of doubles, `simple_value` holds 32-bit floats alone.
+/// A scalar as every reader of the format knows it. The format holds 32-bit floats: metrics.jsonl keeps the full number.
 fn scalar(name: &str, number: f64) -> Message {
-    const DOUBLE: u64 = 2;
-    let tensor = Message::default().whole(1, DOUBLE).message(2, &Message::default()).packed_double(6, number);
-    let plugin = Message::default().message(1, &Message::default().text(1, "scalars")).whole(4, DATA_CLASS_SCALAR);
-    Message::default().text(1, name).message(9, &plugin).message(8, &tensor)
+    Message::default().text(1, name).float(2, number as f32)
 }
-
-const DATA_CLASS_SCALAR: u64 = 1;
 
 /// The checksum as the format stores it: rotated and shifted, so that a checksum of a checksum is none.
 fn masked_checksum(bytes: &[u8]) -> u32 {
@@ -137,6 +132,12 @@ impl Message {
         message
     }
 
+    fn float(self, field: u64, number: f32) -> Self {
+        let mut message = self.key(field, 5);
+        message.0.extend(number.to_le_bytes());
+        message
+    }
+
     fn bytes(self, field: u64, bytes: &[u8]) -> Self {
         let mut message = self.key(field, 2).variable_length(bytes.len() as u64);
         message.0.extend(bytes);
@@ -149,11 +150,6 @@ impl Message {
 
     fn message(self, field: u64, inner: &Message) -> Self {
         self.bytes(field, &inner.0)
-    }
-
-    /// A repeated field of doubles that holds one.
-    fn packed_double(self, field: u64, number: f64) -> Self {
-        self.bytes(field, &number.to_le_bytes())
     }
 }
 

@@ -96,6 +96,15 @@ impl Progress {
         }
     }
 
+    /// Takes up the curves of the steps that earlier processes of the run did.
+    pub fn recall(&mut self, records: &[Record]) {
+        for record in records.iter().filter(|record| record.step <= self.first) {
+            self.validation = record.val_loss.or(self.validation);
+            self.loss.push(record.loss);
+            self.gate.push(record.gate);
+        }
+    }
+
     /// Prints a line that stays.
     pub fn note(&mut self, text: &str) {
         match &mut self.display {

@@ -219,7 +219,10 @@ fn long_examples_are_refused_left_out_or_cut_as_asked() -> Result<()> {
     let longer = lengths.iter().filter(|&&length| length > middle).count();
     assert!(longer > 0 && longer < 7);
     let said = error(read(middle, TooLong::Error));
-    assert!(said.contains(&format!("{longer} of the examples are too long")) && said.contains("data.too_long"), "{said}");
+    assert!(
+        said.contains(&format!("{longer} of the examples are too long")) && said.contains("data.too_long"),
+        "{said}"
+    );
 
     let dropped = read(middle, TooLong::Drop)?;
     assert_eq!((dropped.list().len(), dropped.counts().dropped), (8 - longer, longer));
@@ -264,7 +267,8 @@ fn packed_rows_hold_every_example_once_and_are_nearly_full() {
 
 #[test]
 fn a_batch_predicts_answers_only_and_places_count_from_each_examples_beginning() -> Result<()> {
-    let example = |ids: &[u32], answers: &[std::ops::Range<usize>]| Example { ids: ids.to_vec(), answers: answers.to_vec() };
+    let example =
+        |ids: &[u32], answers: &[std::ops::Range<usize>]| Example { ids: ids.to_vec(), answers: answers.to_vec() };
     let list = vec![example(&[1, 2, 3, 4], &[2..4]), example(&[5, 6, 7], &[1..2, 2..3]), example(&[8, 9], &[1..2])];
     let examples = Examples::new(list, ExampleCounts::default(), &[], 0);
     let batch = examples.batch(&[vec![0, 2], vec![1]]);
