@@ -1,6 +1,7 @@
 //! `vrtrain pretrain` and `vrtrain finetune`: resolve and check everything, then make the run folder and train.
 
 use super::prepare::{Prepared, TokenizerFiles, prepare};
+use super::setup;
 use super::target::model_folder;
 use super::{ConfigChoice, Ending, device, print_json, quickstart};
 use crate::config::{ConfigError, RunConfig, changed_mathematics};

@@ -100,7 +100,7 @@ pub fn example_format(
                 Some(template) => template,
                 None => ChatTemplate::new(plain_chat_template(tokenizer)?, Vec::new())?,
             };
-            ExampleFormat::Chat(ChatFormat { messages_column: messages_column.clone(), template })
+            ExampleFormat::Chat(Box::new(ChatFormat { messages_column: messages_column.clone(), template }))
         }
     })
 }
@@ -146,9 +146,9 @@ impl RunData {
                 let settings = stream_settings(config, vocabulary_size);
                 let mut stream = TokenStream::open(Arc::clone(training), tokenizer, &settings, from)?;
                 stream.epoch().context("cannot read the training data")?;
-                Ok(Feed::Text(stream))
+                Ok(Feed::Text(Box::new(stream)))
             }
-            Self::Examples { training, .. } => Ok(Feed::Examples(example_stream(config, training, from)?)),
+            Self::Examples { training, .. } => Ok(Feed::Examples(Box::new(example_stream(config, training, from)?))),
         }
     }
 

@@ -8,9 +8,9 @@ use anyhow::Result;
 /// The batches of a run.
 pub enum Feed {
     /// Documents put end to end, and rows cut from them.
-    Text(TokenStream),
+    Text(Box<TokenStream>),
     /// Examples, packed or padded.
-    Examples(ExampleStream),
+    Examples(Box<ExampleStream>),
 }
 
 impl Feed {

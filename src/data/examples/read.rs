@@ -17,7 +17,7 @@ use tokenizers::{PostProcessorWrapper, Tokenizer};
 /// What a record holds.
 pub enum ExampleFormat {
     Completion(CompletionFormat),
-    Chat(ChatFormat),
+    Chat(Box<ChatFormat>),
 }
 
 /// A prompt and its completion, in two columns.

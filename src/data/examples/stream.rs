@@ -38,7 +38,7 @@ impl ExampleStream {
             text_column: None,
             // The digest is of the ids, so it stands for the tokenizer too.
             tokenizer: None,
-            end_of_text: Some(examples.padding),
+            begin_of_text: None,
             sequence_length: row_length as u64,
             shuffle_seed: match order {
                 Order::Sequential => None,
