@@ -8,6 +8,7 @@ mod exact_match;
 pub mod export;
 pub mod finetune;
 pub mod generate;
+pub mod lab;
 pub mod plan;
 mod prepare;
 pub mod pretrain;
