@@ -62,6 +62,11 @@ impl Settings {
         let mut pending = vec![(key.to_owned(), value)];
         while let Some((path, value)) = pending.pop() {
             match value {
+                DeValue::Table(inner) if path == "lora" && inner.is_empty() => {
+                    // An empty section elsewhere asks for nothing; this one seems to ask for adapters.
+                    let message = "`[lora]` is empty: give at least `lora.rank`, or leave the section out";
+                    return Err(ConfigError::new(&origin, message.into()));
+                }
                 DeValue::Table(inner) if schema::is_section(&path) => {
                     for (key, value) in inner {
                         pending.push((format!("{path}.{}", key.get_ref()), value.into_inner()));

@@ -1,5 +1,7 @@
 //! The models: which parameters they have, and what a batch's loss and gradients are.
 
+pub mod adapter;
+mod base;
 mod cache;
 mod decoder;
 mod engine;
@@ -12,6 +14,7 @@ mod shape;
 mod twin;
 pub mod weights;
 
+pub use base::{BaseSource, freeze_bytes, load_base};
 pub use cache::KeyValueCache;
 pub use decoder::Decoder;
 pub use engine::Engine;

@@ -1,5 +1,6 @@
 //! The flat storages of weights and gradients, and the record of which gradients a step has written.
 
+use super::frozen::Frozen;
 use super::layout::Layout;
 use super::{slice, slice_mut};
 use candle_core::{DType, Device, Result, Tensor};
@@ -11,6 +12,8 @@ pub struct ParameterStore {
     weights: Tensor,
     gradients: Tensor,
     written: Vec<bool>,
+    /// The base beside which the weights are adapters.
+    frozen: Option<Arc<Frozen>>,
 }
 
 impl ParameterStore {
@@ -19,7 +22,17 @@ impl ParameterStore {
         let weights = Tensor::zeros(layout.len(), DType::F32, device)?;
         let gradients = Tensor::zeros(layout.len(), DType::F32, device)?;
         let written = vec![false; layout.parameters().len()];
-        Ok(Self { layout, weights, gradients, written })
+        Ok(Self { layout, weights, gradients, written, frozen: None })
+    }
+
+    /// The same store with a frozen base beside its weights, which are adapters.
+    pub fn beside(self, frozen: Option<Arc<Frozen>>) -> Self {
+        Self { frozen, ..self }
+    }
+
+    /// The frozen base, where the weights are adapters.
+    pub fn frozen(&self) -> Option<&Arc<Frozen>> {
+        self.frozen.as_ref()
     }
 
     pub fn layout(&self) -> &Arc<Layout> {
