@@ -21,6 +21,8 @@ pub use engine::Engine;
 pub use extent::Extent;
 pub use shape::ModelShape;
 
+pub use crate::ops::attention::Documents;
+
 use crate::ops::cross_entropy;
 use rand_chacha::ChaCha8Rng;
 
@@ -43,9 +45,15 @@ pub struct Batch<'a> {
     /// [rows, time]; [`IGNORE`] masks.
     pub targets: &'a [u32],
     pub rows: usize,
+    /// Attention stays inside a document, where positions count from 0.
+    pub documents: Documents<'a>,
 }
 
 impl Batch<'_> {
+    pub fn extent(&self) -> Extent {
+        Extent { rows: self.rows, time: self.sequence_length() }
+    }
+
     pub fn sequence_length(&self) -> usize {
         self.inputs.len() / self.rows.max(1)
     }

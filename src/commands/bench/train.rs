@@ -3,7 +3,7 @@
 use super::super::{Ending, doctor, print_json};
 use crate::config::{ConfigError, Recompute};
 use crate::model::gpt2::Gpt2Config;
-use crate::model::{Batch, Engine, Head, Labels, ModelShape};
+use crate::model::{Batch, Documents, Engine, Head, Labels, ModelShape};
 use crate::ops::product::Precision;
 use crate::ops::profile::{self, Part};
 use crate::optim::{NoSecondPass, OptimizerConfig, StepInput};
@@ -63,7 +63,7 @@ pub fn run(options: &Options) -> Result<Ending> {
     let mut random = generator(1, Stream::Init);
     let ids: Vec<u32> = (0..2 * rows * time).map(|_| below(&mut random, VOCABULARY as u64) as u32).collect();
     let (inputs, targets) = ids.split_at(rows * time);
-    let batch = Batch { inputs, targets, rows };
+    let batch = Batch { inputs, targets, rows, documents: Documents::Whole };
 
     let mut seconds = Vec::new();
     let mut step = |engine: &mut Engine| -> Result<f64> {

@@ -5,8 +5,8 @@
 
 use super::{BlockParameters, Gpt2Config, Gpt2Parameters, LinearParameters, NormParameters};
 use crate::config::Recompute;
-use crate::model::extent::Extent;
-use crate::model::{Batch, Labels, LossSum};
+use crate::model::extent::{Extent, Rows, place};
+use crate::model::{Batch, Documents, Labels, LossSum};
 use crate::ops::product::Precision;
 use crate::ops::profile::{Part, timed};
 use crate::ops::{Gradient, activation, attention, cross_entropy, embedding, layer_norm, linear};
@@ -61,6 +61,8 @@ struct Saved {
 #[derive(Default)]
 struct Buffers {
     extent: Extent,
+    /// [R]: where each token stands in its document.
+    positions: Vec<u32>,
     /// [L + 1][R, C]: the residual stream before each block, and after the last.
     stream: Vec<Vec<f32>>,
     /// One a block; with recomputation one for all.
@@ -150,13 +152,13 @@ impl Model {
         &self,
         weights: &[f32],
         block: &BlockParameters,
-        extent: Extent,
+        rows: Rows,
         x: &[f32],
         saved: &mut Saved,
         y: &mut [f32],
         scratch: &mut [f32],
     ) {
-        let (tokens, width) = (extent.tokens(), self.config.n_embd);
+        let (tokens, width) = (rows.extent.tokens(), self.config.n_embd);
         let Saved {
             normed_1,
             mean_1,
@@ -172,14 +174,14 @@ impl Model {
             activated,
         } = saved;
         let (narrow, inner) = (tokens * width, tokens * self.config.n_inner);
-        let shape = self.attention(extent);
+        let shape = self.attention(rows.extent);
 
         self.norm(weights, block.norm_1, x, &mut normed_1[..narrow], &mut mean_1[..tokens], &mut rstd_1[..tokens]);
         self.project(weights, block.attention_in, &normed_1[..narrow], None, &mut qkv[..3 * narrow]);
         let inputs = attention::Inputs::Fused(&qkv[..3 * narrow]);
         let lse = &mut log_sum_exp[..tokens * self.config.n_head];
         timed(Part::AttentionForward, || {
-            attention::forward(shape, shape.scale(), inputs, &mut mixed[..narrow], lse, scratch)
+            attention::forward(shape, shape.scale(), inputs, rows.documents, &mut mixed[..narrow], lse, scratch)
         });
         self.project(weights, block.attention_out, &mixed[..narrow], Some(x), &mut middle[..narrow]);
 
@@ -242,16 +244,16 @@ impl Model {
         weights: &[f32],
         slots: &mut GradientSlots,
         block: &BlockParameters,
-        extent: Extent,
+        rows: Rows,
         x: &[f32],
         saved: &Saved,
         d_stream: &mut [f32],
         inner: Inner,
     ) {
         let Inner { d_narrow, d_qkv, d_hidden, scratch } = inner;
-        let tokens = extent.tokens();
+        let tokens = rows.extent.tokens();
         let (narrow, wide) = (tokens * self.config.n_embd, tokens * self.config.n_inner);
-        let shape = self.attention(extent);
+        let shape = self.attention(rows.extent);
 
         self.project_backward(weights, slots, block.mlp_out, &saved.activated[..wide], d_stream, d_hidden);
         timed(Part::Activation, || activation::gelu_backward(&saved.hidden[..wide], d_hidden));
@@ -272,6 +274,7 @@ impl Model {
         self.project_backward(weights, slots, block.attention_out, &saved.mixed[..narrow], d_stream, d_narrow);
         let attention_saved = attention::Saved {
             inputs: attention::Inputs::Fused(&saved.qkv[..3 * narrow]),
+            documents: rows.documents,
             y: &saved.mixed[..narrow],
             log_sum_exp: &saved.log_sum_exp[..tokens * self.config.n_head],
         };
@@ -327,7 +330,7 @@ impl Buffers {
         let layers = model.config.n_layer;
         let saved = tokens * (7 * width + 4 + model.config.n_head + 2 * inner);
         let blocks = if recompute == Recompute::Block { 1 } else { layers };
-        let around = tokens * ((layers + 1 + 1) * width + 2 + 2);
+        let around = tokens * (1 + (layers + 1 + 1) * width + 2 + 2);
         let backward = tokens * (5 * width + inner);
         blocks * saved + around + backward + Self::scratch_len(model, extent)
     }
@@ -368,27 +371,23 @@ impl Gpt2Cpu {
     }
 
     /// Runs all blocks and the final norm; the results stay in the buffers.
-    fn forward(&mut self, weights: &[f32], inputs: &[u32], extent: Extent) -> Result<()> {
+    fn forward(&mut self, weights: &[f32], inputs: &[u32], extent: Extent, documents: Documents) -> Result<()> {
         let Self { model, recompute, buffers, .. } = self;
         buffers.grow_forward(model, extent, *recompute);
         let (tokens, width) = (extent.tokens(), model.config.n_embd);
         let narrow = tokens * width;
-        let positions = embedding::Positions {
-            table: model.weight(weights, model.parameters.position_embedding),
-            sequence: extent.time,
-            first: 0,
-        };
+        let Buffers { positions, stream, saved, normed, mean, rstd, scratch, .. } = buffers;
+        place(documents, extent, positions);
+        let rows = Rows { extent, positions, documents };
+        let table = model.weight(weights, model.parameters.position_embedding);
+        let positions = embedding::Positions { table, places: positions };
         let table = model.weight(weights, model.parameters.token_embedding);
-        timed(Part::Embedding, || {
-            embedding::forward(inputs, table, Some(positions), width, &mut buffers.stream[0][..narrow])
-        })?;
+        timed(Part::Embedding, || embedding::forward(inputs, table, Some(positions), width, &mut stream[0][..narrow]))?;
         for (layer, block) in model.parameters.blocks.iter().enumerate() {
-            let [x, y] = buffers.stream.get_disjoint_mut([layer, layer + 1]).expect("two neighbours of the stream");
-            let place = layer.min(buffers.saved.len() - 1);
-            let saved = &mut buffers.saved[place];
-            model.block_forward(weights, block, extent, &x[..narrow], saved, &mut y[..narrow], &mut buffers.scratch);
+            let [x, y] = stream.get_disjoint_mut([layer, layer + 1]).expect("two neighbours of the stream");
+            let place = layer.min(saved.len() - 1);
+            model.block_forward(weights, block, rows, &x[..narrow], &mut saved[place], &mut y[..narrow], scratch);
         }
-        let Buffers { stream, normed, mean, rstd, .. } = buffers;
         let last = &stream[model.config.n_layer][..narrow];
         model.norm(
             weights,
@@ -403,8 +402,8 @@ impl Gpt2Cpu {
 
     /// The loss alone; each target's negative log-likelihood is in the slice that is given back (0 where ignored).
     pub fn loss(&mut self, weights: &[f32], batch: Batch) -> Result<(LossSum, &[f64])> {
-        let extent = Extent { rows: batch.rows, time: batch.sequence_length() };
-        self.forward(weights, batch.inputs, extent)?;
+        let extent = batch.extent();
+        self.forward(weights, batch.inputs, extent, batch.documents)?;
         let (tokens, narrow) = (extent.tokens(), extent.tokens() * self.model.config.n_embd);
         let Buffers { normed, nll, scratch, .. } = &mut self.buffers;
         let head = self.model.head(weights);
@@ -422,14 +421,15 @@ impl Gpt2Cpu {
         batch: Batch,
         labels: Labels,
     ) -> Result<LossSum> {
-        let extent = Extent { rows: batch.rows, time: batch.sequence_length() };
-        self.forward(weights, batch.inputs, extent)?;
+        let extent = batch.extent();
+        self.forward(weights, batch.inputs, extent, batch.documents)?;
         let Self { model, recompute, buffers, .. } = self;
         buffers.grow_backward(model);
         let tokens = extent.tokens();
         let (narrow, wide) = (tokens * model.config.n_embd, tokens * model.config.n_inner);
-        let Buffers { stream, saved, normed, mean, rstd, nll, d_stream, d_narrow, d_qkv, d_hidden, scratch, .. } =
-            buffers;
+        let Buffers { positions, stream, saved, normed, mean, rstd, nll, .. } = buffers;
+        let Buffers { d_stream, d_narrow, d_qkv, d_hidden, scratch, .. } = buffers;
+        let rows = Rows { extent, positions, documents: batch.documents };
         let d_stream = &mut d_stream[..narrow];
 
         let labels = match labels {
@@ -466,7 +466,7 @@ impl Gpt2Cpu {
             let saved = &mut saved[place];
             // The last block's values are still there.
             if *recompute == Recompute::Block && layer + 1 < model.config.n_layer {
-                model.block_forward(weights, block, extent, &x[..narrow], saved, &mut y[..narrow], scratch);
+                model.block_forward(weights, block, rows, &x[..narrow], saved, &mut y[..narrow], scratch);
             }
             let inner = Inner {
                 d_narrow: &mut d_narrow[..narrow],
@@ -474,22 +474,22 @@ impl Gpt2Cpu {
                 d_hidden: &mut d_hidden[..wide],
                 scratch,
             };
-            model.block_backward(weights, slots, block, extent, &x[..narrow], saved, d_stream, inner);
+            model.block_backward(weights, slots, block, rows, &x[..narrow], saved, d_stream, inner);
         }
 
         let width = model.config.n_embd;
         timed(Part::Embedding, || {
             embedding::backward(batch.inputs, d_stream, width, slots.slot(model.parameters.token_embedding).into())
         })?;
-        let positions = slots.slot(model.parameters.position_embedding).into();
-        timed(Part::Embedding, || embedding::backward_positions(d_stream, width, extent.time, positions));
+        let d_positions = slots.slot(model.parameters.position_embedding).into();
+        timed(Part::Embedding, || embedding::backward(positions, d_stream, width, d_positions))?;
         Ok(loss.into())
     }
 
     /// The final norm's output [rows * time, C] for `inputs`.
     pub fn hidden(&mut self, weights: &[f32], inputs: &[u32], rows: usize) -> Result<&[f32]> {
         let extent = Extent { rows, time: inputs.len() / rows.max(1) };
-        self.forward(weights, inputs, extent)?;
+        self.forward(weights, inputs, extent, Documents::Whole)?;
         Ok(&self.buffers.normed[..extent.tokens() * self.model.config.n_embd])
     }
 

@@ -87,7 +87,8 @@ impl Gpt2Cpu {
         let table = model.weight(weights, model.parameters.position_embedding);
         let token_table = model.weight(weights, model.parameters.token_embedding);
         for (sequence, row) in stream.chunks_exact_mut(width).enumerate() {
-            let positions = embedding::Positions { table, sequence: 1, first: cache.lengths()[sequence] - 1 };
+            let places = [cache.lengths()[sequence] as u32 - 1];
+            let positions = embedding::Positions { table, places: &places };
             embedding::forward(&tokens[sequence..=sequence], token_table, Some(positions), width, row)?;
         }
         let shape = model.attention(Extent { rows: batch, time: 1 });

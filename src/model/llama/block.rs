@@ -1,7 +1,8 @@
 //! One LLaMA block on the CPU, forward and backward.
 
 use super::{BlockParameters, LlamaConfig, LlamaParameters};
-use crate::model::{Extent, KeyValueCache};
+use crate::model::KeyValueCache;
+use crate::model::extent::Rows;
 use crate::ops::product::Precision;
 use crate::ops::profile::{Part, timed};
 use crate::ops::rotary::{self, Direction};
@@ -20,17 +21,9 @@ pub struct Model {
     pub precision: Precision,
 }
 
-/// The rows that a pass runs over.
-#[derive(Clone, Copy)]
-pub struct Rows<'a> {
-    pub extent: Extent,
-    /// [R]: where each row stands in its sequence.
-    pub positions: &'a [u32],
-}
-
 /// What the rows attend to.
 pub enum Past<'a> {
-    /// Their own sequences, which begin with them.
+    /// Their own documents, which begin with them.
     None,
     /// The same, and their keys and values are kept as those of one sequence of the cache.
     Fill { cache: &'a mut KeyValueCache, sequence: usize },
@@ -143,7 +136,7 @@ impl Model {
             let Saved { query, key, value, mixed, log_sum_exp, .. } = saved;
             let inputs = attention::Inputs::Separate { q: query, k: key, v: value };
             let gradients = attention::InputGradients::Separate { dq: d_query, dk: d_key, dv: d_value };
-            let saved = attention::Saved { inputs, y: mixed, log_sum_exp };
+            let saved = attention::Saved { inputs, documents: rows.documents, y: mixed, log_sum_exp };
             attention::backward(shape, shape.scale(), saved, d_mixed, gradients, scratch);
             rotary::rotate(&self.rotation, Direction::Backward, rows.positions, d_query);
             rotary::rotate(&self.rotation, Direction::Backward, rows.positions, d_key);
@@ -175,7 +168,7 @@ impl Model {
             }
         }
         let inputs = attention::Inputs::Separate { q: query, k: key, v: value };
-        attention::forward(shape, shape.scale(), inputs, mixed, log_sum_exp, scratch);
+        attention::forward(shape, shape.scale(), inputs, rows.documents, mixed, log_sum_exp, scratch);
     }
 }
 
