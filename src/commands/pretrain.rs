@@ -8,6 +8,7 @@ use crate::config::{ConfigError, RunConfig, changed_mathematics};
 use crate::data::{TokenStream, ValidationSet};
 use crate::generate::{Limits, SamplingOptions};
 use crate::model::{Decoder, Engine};
+use crate::ops::product::Precision;
 use crate::optim::Optimizer;
 use crate::params::{Layout, ParameterStore, on_cpu};
 use crate::train::checkpoint::{self, Checkpoints, State};
@@ -59,6 +60,9 @@ fn pretrain(options: &Options) -> Result<Ending> {
         None => prepared.initial.load(&prepared.model, &layout, prepared.config.seed, &mut weights)?,
     }
     store.set_weights(weights)?;
+    if prepared.precision == Precision::Bf16 {
+        store.keep_rounded()?;
+    }
     let mut optimizer = prepared.optimizer.build(&layout, &prepared.device)?;
     if let Some((state, folder)) = &resumed {
         check_state(state, &prepared, folder)?;

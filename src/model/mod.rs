@@ -10,6 +10,8 @@ mod fall_back;
 pub mod gpt2;
 mod init;
 pub mod llama;
+#[cfg(test)]
+mod precision_tests;
 mod shape;
 mod twin;
 pub mod weights;

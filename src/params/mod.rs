@@ -13,4 +13,4 @@ mod store;
 pub use flat::{on_cpu, slice, slice_mut};
 pub use frozen::{Adaptation, Frozen, FrozenTensor, NF4_BLOCK, NF4_SCALES, Nf4};
 pub use layout::{ALIGNMENT, Layout, Parameter, ParameterSpec};
-pub use store::{GradientSlots, ParameterStore};
+pub use store::{GradientSlots, ParameterStore, Weights, WeightsMut};

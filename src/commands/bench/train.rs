@@ -58,6 +58,9 @@ pub fn run(options: &Options) -> Result<Ending> {
     let mut weights = vec![0.0; layout.len()];
     shape.initialize(&layout, 1, &mut weights);
     store.set_weights(weights)?;
+    if options.precision == Precision::Bf16 {
+        store.keep_rounded()?;
+    }
     let mut engine = Engine::new(&shape, &layout, &Device::Cpu, options.recompute, options.precision);
     let mut optimizer = OptimizerConfig::from_keys("vradam", &[])?.build(&layout, &Device::Cpu)?;
     let mut random = generator(1, Stream::Init);

@@ -7,10 +7,10 @@ use super::{BlockParameters, Gpt2Config, Gpt2Parameters, LinearParameters, NormP
 use crate::config::Recompute;
 use crate::model::extent::{Extent, Rows, place};
 use crate::model::{Batch, Documents, Labels, LossSum};
-use crate::ops::product::Precision;
+use crate::ops::product::{Numbers, Precision};
 use crate::ops::profile::{Part, timed};
 use crate::ops::{Gradient, activation, attention, cross_entropy, embedding, layer_norm, linear};
-use crate::params::{GradientSlots, Layout};
+use crate::params::{GradientSlots, Layout, Weights};
 use anyhow::Result;
 use std::sync::Arc;
 
@@ -83,14 +83,23 @@ struct Buffers {
 }
 
 impl Model {
-    pub fn weight<'a>(&self, weights: &'a [f32], index: usize) -> &'a [f32] {
-        &weights[self.layout.parameters()[index].range()]
+    pub fn weight<'a>(&self, weights: Weights<'a>, index: usize) -> &'a [f32] {
+        &weights.exact[self.layout.parameters()[index].range()]
     }
 
-    fn linear_weight<'a>(&self, weights: &'a [f32], layer: LinearParameters) -> linear::Weight<'a> {
+    /// As a product of this model's precision reads it: from the bf16 copy, if there is one.
+    pub fn matrix<'a>(&self, weights: Weights<'a>, index: usize) -> Numbers<'a> {
+        let range = self.layout.parameters()[index].range();
+        match (self.precision, weights.rounded) {
+            (Precision::Bf16, Some(rounded)) => rounded[range].into(),
+            _ => weights.exact[range].into(),
+        }
+    }
+
+    fn linear_weight<'a>(&self, weights: Weights<'a>, layer: LinearParameters) -> linear::Weight<'a> {
         let shape = &self.layout.parameters()[layer.weight].shape;
         linear::Weight {
-            data: self.weight(weights, layer.weight).into(),
+            data: self.matrix(weights, layer.weight),
             dims: linear::Dims {
                 inputs: shape[0],
                 outputs: shape[1],
@@ -100,9 +109,9 @@ impl Model {
         }
     }
 
-    fn head<'a>(&self, weights: &'a [f32]) -> cross_entropy::Head<'a> {
+    fn head<'a>(&self, weights: Weights<'a>) -> cross_entropy::Head<'a> {
         cross_entropy::Head {
-            weight: self.weight(weights, self.parameters.head).into(),
+            weight: self.matrix(weights, self.parameters.head),
             vocabulary: self.config.vocab_size,
             width: self.config.n_embd,
             precision: self.precision,
@@ -121,7 +130,7 @@ impl Model {
 
     pub fn norm(
         &self,
-        weights: &[f32],
+        weights: Weights,
         norm: NormParameters,
         x: &[f32],
         y: &mut [f32],
@@ -135,7 +144,7 @@ impl Model {
 
     pub fn project(
         &self,
-        weights: &[f32],
+        weights: Weights,
         layer: LinearParameters,
         x: &[f32],
         residual: Option<&[f32]>,
@@ -150,7 +159,7 @@ impl Model {
     #[allow(clippy::too_many_arguments, reason = "inputs, outputs and scratch of one block")]
     fn block_forward(
         &self,
-        weights: &[f32],
+        weights: Weights,
         block: &BlockParameters,
         rows: Rows,
         x: &[f32],
@@ -195,7 +204,7 @@ impl Model {
     /// Gradients of a linear layer's weight and bias, and of its input.
     fn project_backward(
         &self,
-        weights: &[f32],
+        weights: Weights,
         slots: &mut GradientSlots,
         layer: LinearParameters,
         x: &[f32],
@@ -213,7 +222,7 @@ impl Model {
     #[allow(clippy::too_many_arguments, reason = "a norm's saved values, its gradients and scratch")]
     fn norm_backward(
         &self,
-        weights: &[f32],
+        weights: Weights,
         slots: &mut GradientSlots,
         norm: NormParameters,
         x: &[f32],
@@ -241,7 +250,7 @@ impl Model {
     #[allow(clippy::too_many_arguments, reason = "inputs, outputs and scratch of one block")]
     fn block_backward(
         &self,
-        weights: &[f32],
+        weights: Weights,
         slots: &mut GradientSlots,
         block: &BlockParameters,
         rows: Rows,
@@ -371,7 +380,7 @@ impl Gpt2Cpu {
     }
 
     /// Runs all blocks and the final norm; the results stay in the buffers.
-    fn forward(&mut self, weights: &[f32], inputs: &[u32], extent: Extent, documents: Documents) -> Result<()> {
+    fn forward(&mut self, weights: Weights, inputs: &[u32], extent: Extent, documents: Documents) -> Result<()> {
         let Self { model, recompute, buffers, .. } = self;
         buffers.grow_forward(model, extent, *recompute);
         let (tokens, width) = (extent.tokens(), model.config.n_embd);
@@ -401,7 +410,7 @@ impl Gpt2Cpu {
     }
 
     /// The loss alone; each target's negative log-likelihood is in the slice that is given back (0 where ignored).
-    pub fn loss(&mut self, weights: &[f32], batch: Batch) -> Result<(LossSum, &[f64])> {
+    pub fn loss(&mut self, weights: Weights, batch: Batch) -> Result<(LossSum, &[f64])> {
         let extent = batch.extent();
         self.forward(weights, batch.inputs, extent, batch.documents)?;
         let (tokens, narrow) = (extent.tokens(), extent.tokens() * self.model.config.n_embd);
@@ -416,7 +425,7 @@ impl Gpt2Cpu {
     /// The loss, and its gradient written or added to the slots.
     pub fn gradients(
         &mut self,
-        weights: &[f32],
+        weights: Weights,
         slots: &mut GradientSlots,
         batch: Batch,
         labels: Labels,
@@ -487,7 +496,7 @@ impl Gpt2Cpu {
     }
 
     /// The final norm's output [rows * time, C] for `inputs`.
-    pub fn hidden(&mut self, weights: &[f32], inputs: &[u32], rows: usize) -> Result<&[f32]> {
+    pub fn hidden(&mut self, weights: Weights, inputs: &[u32], rows: usize) -> Result<&[f32]> {
         let extent = Extent { rows, time: inputs.len() / rows.max(1) };
         self.forward(weights, inputs, extent, Documents::Whole)?;
         Ok(&self.buffers.normed[..extent.tokens() * self.model.config.n_embd])

@@ -4,6 +4,7 @@ use super::Gpt2Cpu;
 use crate::model::cache::KeyValueCache;
 use crate::model::extent::Extent;
 use crate::ops::{activation, attention, embedding, linear};
+use crate::params::Weights;
 use anyhow::Result;
 
 /// One row a sequence: the working memory of a decoding step.
@@ -47,7 +48,7 @@ impl Gpt2Cpu {
     /// When the prompt is empty, longer than the cache, or holds an id outside the vocabulary.
     pub fn prefill(
         &mut self,
-        weights: &[f32],
+        weights: Weights,
         cache: &mut KeyValueCache,
         place: usize,
         prompt: &[u32],
@@ -73,7 +74,7 @@ impl Gpt2Cpu {
     /// When a sequence is full, or an id lies outside the vocabulary.
     pub fn decode(
         &mut self,
-        weights: &[f32],
+        weights: Weights,
         cache: &mut KeyValueCache,
         tokens: &[u32],
         logits: &mut [f32],
@@ -114,10 +115,10 @@ impl Gpt2Cpu {
     }
 
     /// Logits [R, V] of `hidden` [R, C], the final norm's output.
-    fn head_logits(&self, weights: &[f32], hidden: &[f32], logits: &mut [f32]) {
+    fn head_logits(&self, weights: Weights, hidden: &[f32], logits: &mut [f32]) {
         let config = &self.model.config;
         let head = linear::Weight {
-            data: self.model.weight(weights, self.model.parameters.head).into(),
+            data: self.model.matrix(weights, self.model.parameters.head),
             dims: linear::Dims {
                 inputs: config.n_embd,
                 outputs: config.vocab_size,
@@ -129,7 +130,7 @@ impl Gpt2Cpu {
     }
 
     /// Logits [rows * time, V] of every position.
-    pub fn logits(&mut self, weights: &[f32], inputs: &[u32], rows: usize) -> Result<Vec<f32>> {
+    pub fn logits(&mut self, weights: Weights, inputs: &[u32], rows: usize) -> Result<Vec<f32>> {
         let hidden = self.hidden(weights, inputs, rows)?.to_vec();
         let mut logits = vec![0.0; inputs.len() * self.model.config.vocab_size];
         self.head_logits(weights, &hidden, &mut logits);

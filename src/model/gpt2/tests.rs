@@ -175,7 +175,7 @@ fn decoding_with_the_cache_gives_the_logits_of_the_whole_sequence() -> Result<()
     let (layout, store, inputs, _) = case(&config, 12)?;
     let vocabulary = config.vocab_size;
     let mut model = Gpt2Cpu::new(config, layout, Recompute::None, Precision::F32);
-    slice(store.weights(), |weights| -> Result<()> {
+    store.read(|weights| -> Result<()> {
         let expected = model.logits(weights, &inputs, ROWS)?;
         let at = |row: usize, time: usize| &expected[(row * 12 + time) * vocabulary..][..vocabulary];
         let prompt_lengths = [4, 1, 6];

@@ -90,20 +90,24 @@ fn every_block_of_the_twin_gives_pytorchs_activations() -> Result<()> {
 fn the_fast_path_gives_pytorchs_logits_and_sorts_all_729_inputs() -> Result<()> {
     let trained = Trained::load()?;
     let mut model = Gpt2Cpu::new(trained.config.clone(), Arc::clone(&trained.layout), Recompute::None, Precision::F32);
-    assert_close("ln_f", model.hidden(&trained.weights, &trained.ids()?, ROWS)?, &trained.expected("ln_f")?);
-    assert_close("lm_head", &model.logits(&trained.weights, &trained.ids()?, ROWS)?, &trained.expected("lm_head")?);
+    assert_close("ln_f", model.hidden(trained.weights[..].into(), &trained.ids()?, ROWS)?, &trained.expected("ln_f")?);
+    assert_close(
+        "lm_head",
+        &model.logits(trained.weights[..].into(), &trained.ids()?, ROWS)?,
+        &trained.expected("lm_head")?,
+    );
 
     for number in 0..729u32 {
         let digits: Vec<u32> = (0..6).map(|place| number / 3u32.pow(place) % 3).collect();
         let mut cache = model.cache(1, TIME);
         let mut logits = vec![0.0; 3];
-        model.prefill(&trained.weights, &mut cache, 0, &digits, &mut logits)?;
+        model.prefill(trained.weights[..].into(), &mut cache, 0, &digits, &mut logits)?;
         let mut sorted = Vec::new();
         for _ in 0..6 {
             let next = (0..3u32).max_by(|&a, &b| logits[a as usize].total_cmp(&logits[b as usize])).unwrap_or(0);
             sorted.push(next);
             if sorted.len() < 6 {
-                model.decode(&trained.weights, &mut cache, &[next], &mut logits)?;
+                model.decode(trained.weights[..].into(), &mut cache, &[next], &mut logits)?;
             }
         }
         let mut expected = digits.clone();

@@ -3,11 +3,11 @@
 use super::{BlockParameters, LlamaConfig, LlamaParameters};
 use crate::model::KeyValueCache;
 use crate::model::extent::Rows;
-use crate::ops::product::Precision;
+use crate::ops::product::{Numbers, Precision};
 use crate::ops::profile::{Part, timed};
 use crate::ops::rotary::{self, Direction};
 use crate::ops::{Gradient, activation, attention, cross_entropy, linear, rms_norm};
-use crate::params::{GradientSlots, Layout};
+use crate::params::{GradientSlots, Layout, Weights};
 use std::sync::Arc;
 
 /// The model without its buffers.
@@ -80,7 +80,7 @@ impl Model {
     #[allow(clippy::too_many_arguments, reason = "inputs, outputs and working memory of one block")]
     pub fn block_forward(
         &self,
-        weights: &[f32],
+        weights: Weights,
         layer: usize,
         rows: Rows,
         past: &mut Past,
@@ -108,7 +108,7 @@ impl Model {
     #[allow(clippy::too_many_arguments, reason = "inputs, outputs and working memory of one block")]
     pub fn block_backward(
         &self,
-        weights: &[f32],
+        weights: Weights,
         slots: &mut GradientSlots,
         block: &BlockParameters,
         rows: Rows,
@@ -173,14 +173,23 @@ impl Model {
 }
 
 impl Model {
-    pub fn weight<'a>(&self, weights: &'a [f32], index: usize) -> &'a [f32] {
-        &weights[self.layout.parameters()[index].range()]
+    pub fn weight<'a>(&self, weights: Weights<'a>, index: usize) -> &'a [f32] {
+        &weights.exact[self.layout.parameters()[index].range()]
     }
 
-    pub fn linear_weight<'a>(&self, weights: &'a [f32], index: usize) -> linear::Weight<'a> {
+    /// As a product of this model's precision reads it: from the bf16 copy, if there is one.
+    pub fn matrix<'a>(&self, weights: Weights<'a>, index: usize) -> Numbers<'a> {
+        let range = self.layout.parameters()[index].range();
+        match (self.precision, weights.rounded) {
+            (Precision::Bf16, Some(rounded)) => rounded[range].into(),
+            _ => weights.exact[range].into(),
+        }
+    }
+
+    pub fn linear_weight<'a>(&self, weights: Weights<'a>, index: usize) -> linear::Weight<'a> {
         let shape = &self.layout.parameters()[index].shape;
         linear::Weight {
-            data: self.weight(weights, index).into(),
+            data: self.matrix(weights, index),
             dims: linear::Dims {
                 inputs: shape[1],
                 outputs: shape[0],
@@ -190,16 +199,16 @@ impl Model {
         }
     }
 
-    pub fn head<'a>(&self, weights: &'a [f32]) -> cross_entropy::Head<'a> {
+    pub fn head<'a>(&self, weights: Weights<'a>) -> cross_entropy::Head<'a> {
         cross_entropy::Head {
-            weight: self.weight(weights, self.parameters.head).into(),
+            weight: self.matrix(weights, self.parameters.head),
             vocabulary: self.config.vocab_size,
             width: self.config.n_embd,
             precision: self.precision,
         }
     }
 
-    pub fn norm(&self, weights: &[f32], norm: usize, x: &[f32], y: &mut [f32], rstd: &mut [f32]) {
+    pub fn norm(&self, weights: Weights, norm: usize, x: &[f32], y: &mut [f32], rstd: &mut [f32]) {
         let (weight, epsilon) = (self.weight(weights, norm), self.config.rms_norm_epsilon as f32);
         timed(Part::Norm, || rms_norm::forward(x, weight, epsilon, y, rstd));
     }
@@ -207,7 +216,7 @@ impl Model {
     #[allow(clippy::too_many_arguments, reason = "a norm's input and rstd, its gradients and scratch")]
     pub fn norm_backward(
         &self,
-        weights: &[f32],
+        weights: Weights,
         slots: &mut GradientSlots,
         norm: usize,
         (x, rstd): (&[f32], &[f32]),
@@ -219,14 +228,14 @@ impl Model {
         timed(Part::Norm, || rms_norm::backward(saved, dy, dx, slots.slot(norm).into(), scratch));
     }
 
-    fn project(&self, weights: &[f32], layer: usize, x: &[f32], residual: Option<&[f32]>, y: &mut [f32]) {
+    fn project(&self, weights: Weights, layer: usize, x: &[f32], residual: Option<&[f32]>, y: &mut [f32]) {
         timed(Part::LinearForward, || linear::forward(x, self.linear_weight(weights, layer), None, residual, y));
     }
 
     /// Gradients of a linear layer's weight and of its input.
     fn project_backward(
         &self,
-        weights: &[f32],
+        weights: Weights,
         slots: &mut GradientSlots,
         layer: usize,
         x: &[f32],

@@ -11,7 +11,7 @@ use crate::model::{Batch, Documents, Extent, Labels, LossSum};
 use crate::ops::product::Precision;
 use crate::ops::profile::{Part, timed};
 use crate::ops::{Gradient, attention, cross_entropy, embedding, rms_norm, rotary};
-use crate::params::{GradientSlots, Layout};
+use crate::params::{GradientSlots, Layout, Weights};
 use anyhow::{Result, ensure};
 use std::sync::Arc;
 
@@ -162,7 +162,7 @@ impl LlamaCpu {
     /// Runs all blocks and the final norm; the results stay in the buffers.
     pub(super) fn forward(
         &mut self,
-        weights: &[f32],
+        weights: Weights,
         inputs: &[u32],
         extent: Extent,
         documents: Documents,
@@ -198,7 +198,7 @@ impl LlamaCpu {
     }
 
     /// The loss alone; each target's negative log-likelihood is in the slice that is given back (0 where ignored).
-    pub fn loss(&mut self, weights: &[f32], batch: Batch) -> Result<(LossSum, &[f64])> {
+    pub fn loss(&mut self, weights: Weights, batch: Batch) -> Result<(LossSum, &[f64])> {
         let extent = batch.extent();
         self.forward(weights, batch.inputs, extent, batch.documents, &mut Past::None)?;
         let Self { model, buffers, .. } = self;
@@ -214,7 +214,7 @@ impl LlamaCpu {
     /// The loss, and its gradient written or added to the slots.
     pub fn gradients(
         &mut self,
-        weights: &[f32],
+        weights: Weights,
         slots: &mut GradientSlots,
         batch: Batch,
         labels: Labels,

@@ -4,6 +4,7 @@ use super::block::Past;
 use super::cpu::LlamaCpu;
 use crate::model::{Documents, Extent, KeyValueCache};
 use crate::ops::linear;
+use crate::params::Weights;
 use anyhow::Result;
 
 impl LlamaCpu {
@@ -19,7 +20,7 @@ impl LlamaCpu {
     /// When the prompt is empty, longer than the cache, or holds an id outside the vocabulary.
     pub fn prefill(
         &mut self,
-        weights: &[f32],
+        weights: Weights,
         cache: &mut KeyValueCache,
         sequence: usize,
         prompt: &[u32],
@@ -39,7 +40,7 @@ impl LlamaCpu {
     /// When a sequence is full, or an id lies outside the vocabulary.
     pub fn decode(
         &mut self,
-        weights: &[f32],
+        weights: Weights,
         cache: &mut KeyValueCache,
         tokens: &[u32],
         logits: &mut [f32],
@@ -51,7 +52,7 @@ impl LlamaCpu {
     }
 
     /// Logits [rows * time, V] of every position.
-    pub fn logits(&mut self, weights: &[f32], inputs: &[u32], rows: usize) -> Result<Vec<f32>> {
+    pub fn logits(&mut self, weights: Weights, inputs: &[u32], rows: usize) -> Result<Vec<f32>> {
         let extent = Extent { rows, time: inputs.len() / rows.max(1) };
         self.forward(weights, inputs, extent, Documents::Whole, &mut Past::None)?;
         let mut logits = vec![0.0; inputs.len() * self.model.config.vocab_size];
@@ -60,7 +61,7 @@ impl LlamaCpu {
     }
 
     /// Logits [R, V] of `hidden` [R, C], the final norm's output.
-    fn head_logits(&self, weights: &[f32], hidden: &[f32], logits: &mut [f32]) {
+    fn head_logits(&self, weights: Weights, hidden: &[f32], logits: &mut [f32]) {
         let head = self.model.linear_weight(weights, self.model.parameters.head);
         linear::forward(hidden, head, None, None, logits);
     }
