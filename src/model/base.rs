@@ -61,7 +61,7 @@ pub fn load_base(
 /// One parameter as it is kept.
 fn freeze(shape: &ModelShape, parameter: &Parameter, tensor: FrozenTensor, quantization: Quantization) -> FrozenTensor {
     let quantized = quantization == Quantization::Nf4 && shape.is_block_matrix(parameter);
-    if !quantized && parameter.shape.len() >= 2 {
+    if !quantized && !kept_in_f32(parameter) {
         return tensor;
     }
     let numbers = widened(tensor);
@@ -74,6 +74,11 @@ fn freeze(shape: &ModelShape, parameter: &Parameter, tensor: FrozenTensor, quant
         ModelShape::Llama(_) => numbers,
     };
     FrozenTensor::Nf4(nf4::quantize(&numbers))
+}
+
+/// Vectors, and GPT-2's positions: little memory, and read where f32 is expected.
+fn kept_in_f32(parameter: &Parameter) -> bool {
+    parameter.shape.len() < 2 || parameter.name == "wpe.weight"
 }
 
 /// The numbers in f32.
@@ -103,7 +108,7 @@ pub(super) fn transposed(numbers: &[f32], columns: usize) -> Vec<f32> {
 /// Bytes that the base of `shape` takes, for a plan: `file_bytes` is the size of a number in its files, if there are any.
 pub fn freeze_bytes(shape: &ModelShape, quantization: Quantization, file_bytes: Option<usize>) -> usize {
     let of = |parameter: &Parameter| match quantization {
-        _ if parameter.shape.len() < 2 => size_of::<f32>() * parameter.len,
+        _ if kept_in_f32(parameter) => size_of::<f32>() * parameter.len,
         Quantization::Nf4 if shape.is_block_matrix(parameter) => Nf4::bytes_of(parameter.len),
         Quantization::Nf4 => file_bytes.unwrap_or(size_of::<bf16>()) * parameter.len,
         Quantization::None => file_bytes.unwrap_or(size_of::<f32>()) * parameter.len,

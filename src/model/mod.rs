@@ -24,6 +24,7 @@ pub use extent::Extent;
 pub use shape::ModelShape;
 
 pub use crate::ops::attention::Documents;
+pub use crate::ops::dropout::Draw;
 
 use crate::ops::cross_entropy;
 use rand_chacha::ChaCha8Rng;

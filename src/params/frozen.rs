@@ -76,13 +76,11 @@ pub struct Adaptation {
     pub scaling: f32,
     /// Probability that a number of an adapter's input is dropped, in training.
     pub dropout: f64,
-    /// Seed of the dropout.
-    pub seed: u64,
 }
 
 /// A whole model's frozen weights, one tensor for each parameter of its layout, and how adapters join them.
 ///
-/// Vectors are f32. A matrix in NF4 is stored [outputs, inputs], whichever way the layout has it.
+/// Vectors (and GPT-2's table of positions) are f32. A matrix in NF4 is stored [outputs, inputs], whichever way the layout has it.
 #[derive(Clone, Debug)]
 pub struct Frozen {
     layout: Arc<Layout>,

@@ -1,6 +1,6 @@
 //! The flat storages of weights and gradients, and the record of which gradients a step has written.
 
-use super::frozen::Frozen;
+use super::frozen::{Frozen, FrozenTensor};
 use super::layout::Layout;
 use super::{slice, slice_mut};
 use candle_core::{DType, Device, Result, Tensor, bail};
@@ -34,6 +34,20 @@ pub struct Weights<'a> {
 impl<'a> From<&'a [f32]> for Weights<'a> {
     fn from(exact: &'a [f32]) -> Self {
         Self { exact, rounded: None, frozen: None }
+    }
+}
+
+impl<'a> Weights<'a> {
+    /// A vector of the model whose layout `layout` is.
+    ///
+    /// # Panics
+    /// When it is frozen and not in f32, as every frozen vector is.
+    pub fn vector(self, layout: &Layout, index: usize) -> &'a [f32] {
+        match self.frozen.map(|frozen| frozen.tensor(index)) {
+            None => &self.exact[layout.parameters()[index].range()],
+            Some(FrozenTensor::F32(numbers)) => numbers,
+            Some(_) => panic!("{} is frozen in another type than f32", layout.parameters()[index].name),
+        }
     }
 }
 

@@ -145,6 +145,6 @@ fn part_flops(config: &Gpt2Config, rows: usize, time: usize, part: Part) -> Opti
         Part::AttentionForward => Some(attention),
         Part::AttentionBackward => Some(2.5 * attention),
         Part::Head => Some(6.0 * tokens * width * config.vocab_size as f64),
-        Part::Embedding | Part::Norm | Part::Activation | Part::Optimizer => None,
+        Part::Embedding | Part::Norm | Part::Activation | Part::Adapters | Part::Optimizer => None,
     }
 }

@@ -4,19 +4,17 @@ use super::ModelShape;
 use crate::ops::dropout::{Draw, Mask};
 use crate::ops::product::Numbers;
 use crate::ops::{Gradient, lora};
-use crate::params::{Frozen, GradientSlots, Layout};
-use std::sync::Arc;
+use crate::params::{GradientSlots, Layout, Weights};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// A frozen model's adapters.
-#[derive(Clone)]
+/// Which matrices of a frozen model have an adapter.
 pub struct Adapters {
-    frozen: Arc<Frozen>,
     /// The trainable layout.
     layout: Arc<Layout>,
     /// By the parameter's place in the model's layout.
     places: Vec<Option<Place>>,
-    /// The longest scratch for a row.
-    scratch_a_row: usize,
+    /// Working memory; passes run one after the other.
+    scratch: Mutex<Vec<f32>>,
 }
 
 /// Where an adapter lies.
@@ -30,80 +28,87 @@ struct Place {
 }
 
 impl Adapters {
-    /// The adapters of `shape` on `frozen` that `layout` holds.
-    pub fn new(shape: &ModelShape, frozen: &Arc<Frozen>, layout: &Arc<Layout>) -> Self {
-        let mut places = vec![None; frozen.layout().parameters().len()];
-        let dropout = frozen.adaptation().dropout > 0.0;
-        let mut scratch_a_row = 0;
-        for module in shape.modules(frozen.layout()) {
-            let [a, b] = module.names(shape).map(|name| layout.index_of(&name));
-            let (Some(a), Some(b)) = (a, b) else { continue };
-            let rank = layout.parameters()[a].shape[0];
-            places[module.index] = Some(Place { a, b, rank, inputs: module.inputs, outputs: module.outputs });
-            scratch_a_row = scratch_a_row.max(lora::scratch_len(1, module.inputs, rank, dropout));
+    /// The model's own layout, and its adapters where `trainable` is a layout of adapters.
+    pub fn of(shape: &ModelShape, trainable: &Arc<Layout>) -> (Arc<Layout>, Option<Self>) {
+        let specs = shape.parameter_specs();
+        if specs.first().is_none_or(|spec| trainable.index_of(&spec.name).is_some()) {
+            return (Arc::clone(trainable), None);
         }
-        Self { frozen: Arc::clone(frozen), layout: Arc::clone(layout), places, scratch_a_row }
+        let own = Arc::new(Layout::new(specs));
+        let mut places = vec![None; own.parameters().len()];
+        for module in shape.modules(&own) {
+            let [a, b] = module.names(shape).map(|name| trainable.index_of(&name));
+            let (Some(a), Some(b)) = (a, b) else { continue };
+            let rank = trainable.parameters()[a].shape[0];
+            places[module.index] = Some(Place { a, b, rank, inputs: module.inputs, outputs: module.outputs });
+        }
+        (own, Some(Self { layout: Arc::clone(trainable), places, scratch: Mutex::default() }))
     }
 
-    pub fn frozen(&self) -> &Frozen {
-        &self.frozen
+    /// Elements of scratch that a pass over `rows` rows needs, with or without dropout.
+    pub fn scratch_len(&self, rows: usize, dropout: bool) -> usize {
+        let of = |place: &Place| lora::scratch_len(rows, place.inputs, place.rank, dropout);
+        self.places.iter().flatten().map(of).max().unwrap_or(0)
     }
 
-    /// Elements of scratch that a pass over `rows` rows needs.
-    pub fn scratch_len(&self, rows: usize) -> usize {
-        rows * self.scratch_a_row
-    }
-
-    fn adapter<'a>(&self, place: Place, index: usize, weights: &'a [f32], draw: Option<Draw>) -> lora::Adapter<'a> {
+    fn adapter<'a>(&self, place: Place, index: usize, weights: Weights<'a>, draw: Option<Draw>) -> lora::Adapter<'a> {
         let Place { a, b, rank, inputs, outputs } = place;
-        let numbers = |index: usize| &weights[self.layout.parameters()[index].range()];
-        let adaptation = self.frozen.adaptation();
+        let numbers = |index: usize| &weights.exact[self.layout.parameters()[index].range()];
+        let Some(frozen) = weights.frozen else { panic!("adapters without their frozen base") };
+        let adaptation = frozen.adaptation();
         let dropout = draw
             .filter(|_| adaptation.dropout > 0.0)
             .map(|draw| Mask::new(draw.key(index as u64), adaptation.dropout));
         lora::Adapter { a: numbers(a), b: numbers(b), rank, inputs, outputs, scaling: adaptation.scaling, dropout }
     }
 
+    fn scratch(&self) -> MutexGuard<'_, Vec<f32>> {
+        // What a panicking pass left in it is overwritten like everything else.
+        self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Adds the part of the adapter beside parameter `index`, if there is one, to `y`.
     pub fn forward<'a>(
         &self,
         index: usize,
-        weights: &[f32],
+        weights: Weights,
         draw: Option<Draw>,
         x: impl Into<Numbers<'a>>,
         y: &mut [f32],
-        scratch: &mut Vec<f32>,
     ) {
         let Some(place) = self.places[index] else { return };
         let adapter = self.adapter(place, index, weights, draw);
-        lora::forward(x, adapter, y, self.fit(scratch, y.len() / place.outputs));
+        let mut scratch = self.scratch();
+        lora::forward(x, adapter, y, fit(&mut scratch, adapter, y.len()));
     }
 
     /// The gradients of the adapter beside parameter `index`, if there is one; its part of dx is added to `dx`.
-    #[allow(clippy::too_many_arguments, reason = "an adapter's inputs, gradients and scratch")]
+    #[allow(clippy::too_many_arguments, reason = "an adapter's inputs and gradients")]
     pub fn backward<'a>(
         &self,
         index: usize,
-        weights: &[f32],
+        weights: Weights,
         slots: &mut GradientSlots,
         draw: Option<Draw>,
         x: impl Into<Numbers<'a>>,
         dy: &[f32],
         dx: &mut [f32],
-        scratch: &mut Vec<f32>,
     ) {
         let Some(place) = self.places[index] else { return };
         let adapter = self.adapter(place, index, weights, draw);
         let (da, db) = slots.pair(place.a, place.b);
         let (da, db): (Gradient, Gradient) = (da.into(), db.into());
-        lora::backward(x, dy, adapter, da, db, dx, self.fit(scratch, dy.len() / place.outputs));
+        let mut scratch = self.scratch();
+        lora::backward(x, dy, adapter, da, db, dx, fit(&mut scratch, adapter, dy.len()));
     }
+}
 
-    fn fit<'a>(&self, scratch: &'a mut Vec<f32>, rows: usize) -> &'a mut [f32] {
-        let len = self.scratch_len(rows);
-        if scratch.len() < len {
-            scratch.resize(len, 0.0);
-        }
-        scratch
+/// Makes the scratch long enough for `results` numbers of the layer's result.
+fn fit<'a>(scratch: &'a mut Vec<f32>, adapter: lora::Adapter, results: usize) -> &'a mut [f32] {
+    let rows = results / adapter.outputs;
+    let len = lora::scratch_len(rows, adapter.inputs, adapter.rank, adapter.dropout.is_some());
+    if scratch.len() < len {
+        scratch.resize(len, 0.0);
     }
+    scratch
 }

@@ -6,7 +6,9 @@
 use super::{BlockParameters, Gpt2Config, Gpt2Parameters, LinearParameters, NormParameters};
 use crate::config::Recompute;
 use crate::model::extent::{Extent, Rows, place};
-use crate::model::{Batch, Documents, Labels, LossSum};
+use crate::model::adapter::Adapters;
+use crate::model::{Batch, Documents, Labels, LossSum, ModelShape};
+use crate::ops::dropout::Draw;
 use crate::ops::product::{Numbers, Precision};
 use crate::ops::profile::{Part, timed};
 use crate::ops::{Gradient, activation, attention, cross_entropy, embedding, layer_norm, linear};
@@ -21,12 +23,17 @@ pub struct Gpt2Cpu {
     buffers: Buffers,
     /// The working memory of a decoding step.
     pub(super) decoding: super::decode::Rows,
+    /// What dropout draws in the next backward passes.
+    pub draw: Option<Draw>,
 }
 
 /// What never changes.
 pub(super) struct Model {
     pub config: Gpt2Config,
+    /// The model's own, whether it is trained or frozen.
     layout: Arc<Layout>,
+    /// What is trained beside frozen weights.
+    adapters: Option<Adapters>,
     pub parameters: Gpt2Parameters,
     /// What the operands of the linear layers' and the head's products are rounded to.
     pub precision: Precision,
@@ -84,11 +91,22 @@ struct Buffers {
 
 impl Model {
     pub fn weight<'a>(&self, weights: Weights<'a>, index: usize) -> &'a [f32] {
-        &weights.exact[self.layout.parameters()[index].range()]
+        weights.vector(&self.layout, index)
     }
 
-    /// As a product of this model's precision reads it: from the bf16 copy, if there is one.
+    /// The token embedding: exact where it is trained, as it is stored where it is frozen.
+    pub fn table<'a>(&self, weights: Weights<'a>, index: usize) -> Numbers<'a> {
+        match weights.frozen {
+            Some(frozen) => frozen.tensor(index).into(),
+            None => self.weight(weights, index).into(),
+        }
+    }
+
+    /// As a product of this model's precision reads it: from the bf16 copy, if there is one; a frozen one as it is stored.
     pub fn matrix<'a>(&self, weights: Weights<'a>, index: usize) -> Numbers<'a> {
+        if let Some(frozen) = weights.frozen {
+            return frozen.tensor(index).into();
+        }
         let range = self.layout.parameters()[index].range();
         match (self.precision, weights.rounded) {
             (Precision::Bf16, Some(rounded)) => rounded[range].into(),
@@ -98,12 +116,15 @@ impl Model {
 
     fn linear_weight<'a>(&self, weights: Weights<'a>, layer: LinearParameters) -> linear::Weight<'a> {
         let shape = &self.layout.parameters()[layer.weight].shape;
+        let data = self.matrix(weights, layer.weight);
+        // In NF4 it lies as a linear layer of PyTorch does.
+        let quantized = matches!(data, Numbers::Nf4(_));
         linear::Weight {
-            data: self.matrix(weights, layer.weight),
+            data,
             dims: linear::Dims {
                 inputs: shape[0],
                 outputs: shape[1],
-                orientation: linear::Orientation::InOut,
+                orientation: if quantized { linear::Orientation::OutIn } else { linear::Orientation::InOut },
                 precision: self.precision,
             },
         }
@@ -142,10 +163,12 @@ impl Model {
         timed(Part::Norm, || layer_norm::forward(x, weight, bias, epsilon, y, mean, rstd));
     }
 
+    /// A linear layer, with its adapter if it has one.
     pub fn project(
         &self,
         weights: Weights,
         layer: LinearParameters,
+        draw: Option<Draw>,
         x: &[f32],
         residual: Option<&[f32]>,
         y: &mut [f32],
@@ -153,6 +176,9 @@ impl Model {
         timed(Part::LinearForward, || {
             linear::forward(x, self.linear_weight(weights, layer), Some(self.weight(weights, layer.bias)), residual, y)
         });
+        if let Some(adapters) = &self.adapters {
+            timed(Part::Adapters, || adapters.forward(layer.weight, weights, draw, x, y));
+        }
     }
 
     /// One block: `x` [R, C] -> `y` [R, C].
@@ -186,33 +212,38 @@ impl Model {
         let shape = self.attention(rows.extent);
 
         self.norm(weights, block.norm_1, x, &mut normed_1[..narrow], &mut mean_1[..tokens], &mut rstd_1[..tokens]);
-        self.project(weights, block.attention_in, &normed_1[..narrow], None, &mut qkv[..3 * narrow]);
+        self.project(weights, block.attention_in, rows.draw, &normed_1[..narrow], None, &mut qkv[..3 * narrow]);
         let inputs = attention::Inputs::Fused(&qkv[..3 * narrow]);
         let lse = &mut log_sum_exp[..tokens * self.config.n_head];
         timed(Part::AttentionForward, || {
             attention::forward(shape, shape.scale(), inputs, rows.documents, &mut mixed[..narrow], lse, scratch)
         });
-        self.project(weights, block.attention_out, &mixed[..narrow], Some(x), &mut middle[..narrow]);
+        self.project(weights, block.attention_out, rows.draw, &mixed[..narrow], Some(x), &mut middle[..narrow]);
 
         let middle = &middle[..narrow];
         self.norm(weights, block.norm_2, middle, &mut normed_2[..narrow], &mut mean_2[..tokens], &mut rstd_2[..tokens]);
-        self.project(weights, block.mlp_in, &normed_2[..narrow], None, &mut hidden[..inner]);
+        self.project(weights, block.mlp_in, rows.draw, &normed_2[..narrow], None, &mut hidden[..inner]);
         timed(Part::Activation, || activation::gelu(&hidden[..inner], &mut activated[..inner]));
-        self.project(weights, block.mlp_out, &activated[..inner], Some(middle), y);
+        self.project(weights, block.mlp_out, rows.draw, &activated[..inner], Some(middle), y);
     }
 
-    /// Gradients of a linear layer's weight and bias, and of its input.
+    /// Gradients of a linear layer's weight and bias, or of its adapter, and of its input.
+    #[allow(clippy::too_many_arguments, reason = "a layer's input and gradients")]
     fn project_backward(
         &self,
         weights: Weights,
         slots: &mut GradientSlots,
         layer: LinearParameters,
+        draw: Option<Draw>,
         x: &[f32],
         dy: &[f32],
         dx: &mut [f32],
     ) {
         let weight = self.linear_weight(weights, layer);
         timed(Part::LinearInputGradient, || linear::backward_input(dy, weight, Gradient::overwrite(dx)));
+        if let Some(adapters) = &self.adapters {
+            return timed(Part::Adapters, || adapters.backward(layer.weight, weights, slots, draw, x, dy, dx));
+        }
         let (dweight, dbias) = slots.pair(layer.weight, layer.bias);
         timed(Part::LinearWeightGradient, || {
             linear::backward_weight(x, dy, weight.dims, dweight.into(), Some(dbias.into()))
@@ -232,8 +263,14 @@ impl Model {
         scratch: &mut [f32],
     ) {
         let saved = layer_norm::Saved { x, weight: self.weight(weights, norm.weight), mean, rstd };
-        let (dweight, dbias) = slots.pair(norm.weight, norm.bias);
-        timed(Part::Norm, || layer_norm::backward(saved, dy, dx, dweight.into(), dbias.into(), scratch));
+        let (d_weight, d_bias): (Option<Gradient>, Option<Gradient>) = match &self.adapters {
+            Some(_) => (None, None),
+            None => {
+                let (d_weight, d_bias) = slots.pair(norm.weight, norm.bias);
+                (Some(d_weight.into()), Some(d_bias.into()))
+            }
+        };
+        timed(Part::Norm, || layer_norm::backward(saved, dy, dx, d_weight, d_bias, scratch));
     }
 }
 
@@ -264,9 +301,9 @@ impl Model {
         let (narrow, wide) = (tokens * self.config.n_embd, tokens * self.config.n_inner);
         let shape = self.attention(rows.extent);
 
-        self.project_backward(weights, slots, block.mlp_out, &saved.activated[..wide], d_stream, d_hidden);
+        self.project_backward(weights, slots, block.mlp_out, rows.draw, &saved.activated[..wide], d_stream, d_hidden);
         timed(Part::Activation, || activation::gelu_backward(&saved.hidden[..wide], d_hidden));
-        self.project_backward(weights, slots, block.mlp_in, &saved.normed_2[..narrow], d_hidden, d_narrow);
+        self.project_backward(weights, slots, block.mlp_in, rows.draw, &saved.normed_2[..narrow], d_hidden, d_narrow);
         let statistics = (&saved.mean_2[..tokens], &saved.rstd_2[..tokens]);
         let d_middle = Gradient::accumulate(&mut *d_stream);
         self.norm_backward(
@@ -280,7 +317,7 @@ impl Model {
             scratch,
         );
 
-        self.project_backward(weights, slots, block.attention_out, &saved.mixed[..narrow], d_stream, d_narrow);
+        self.project_backward(weights, slots, block.attention_out, rows.draw, &saved.mixed[..narrow], d_stream, d_narrow);
         let attention_saved = attention::Saved {
             inputs: attention::Inputs::Fused(&saved.qkv[..3 * narrow]),
             documents: rows.documents,
@@ -291,7 +328,7 @@ impl Model {
         timed(Part::AttentionBackward, || {
             attention::backward(shape, shape.scale(), attention_saved, d_narrow, gradients, scratch)
         });
-        self.project_backward(weights, slots, block.attention_in, &saved.normed_1[..narrow], d_qkv, d_narrow);
+        self.project_backward(weights, slots, block.attention_in, rows.draw, &saved.normed_1[..narrow], d_qkv, d_narrow);
         let statistics = (&saved.mean_1[..tokens], &saved.rstd_1[..tokens]);
         let d_input = Gradient::accumulate(d_stream);
         self.norm_backward(weights, slots, block.norm_1, x, statistics, d_narrow, d_input, scratch);
@@ -362,12 +399,14 @@ impl Buffers {
 
 impl Gpt2Cpu {
     pub fn new(config: Gpt2Config, layout: Arc<Layout>, recompute: Recompute, precision: Precision) -> Self {
+        let (layout, adapters) = Adapters::of(&ModelShape::Gpt2(config.clone()), &layout);
         let parameters = config.parameters(&layout);
         Self {
-            model: Model { config, layout, parameters, precision },
+            model: Model { config, layout, adapters, parameters, precision },
             recompute,
             buffers: Buffers::default(),
             decoding: Default::default(),
+            draw: None,
         }
     }
 
@@ -375,22 +414,29 @@ impl Gpt2Cpu {
     pub fn working_bytes(config: &Gpt2Config, rows: usize, time: usize, recompute: Recompute) -> usize {
         let layout = Arc::new(Layout::new(config.parameter_specs()));
         let parameters = config.parameters(&layout);
-        let model = Model { config: config.clone(), layout, parameters, precision: Precision::F32 };
+        let model = Model { config: config.clone(), layout, adapters: None, parameters, precision: Precision::F32 };
         size_of::<f32>() * Buffers::numbers(&model, Extent { rows, time }, recompute)
     }
 
     /// Runs all blocks and the final norm; the results stay in the buffers.
-    fn forward(&mut self, weights: Weights, inputs: &[u32], extent: Extent, documents: Documents) -> Result<()> {
+    fn forward(
+        &mut self,
+        weights: Weights,
+        inputs: &[u32],
+        extent: Extent,
+        documents: Documents,
+        draw: Option<Draw>,
+    ) -> Result<()> {
         let Self { model, recompute, buffers, .. } = self;
         buffers.grow_forward(model, extent, *recompute);
         let (tokens, width) = (extent.tokens(), model.config.n_embd);
         let narrow = tokens * width;
         let Buffers { positions, stream, saved, normed, mean, rstd, scratch, .. } = buffers;
         place(documents, extent, positions);
-        let rows = Rows { extent, positions, documents };
+        let rows = Rows { extent, positions, documents, draw };
         let table = model.weight(weights, model.parameters.position_embedding);
         let positions = embedding::Positions { table, places: positions };
-        let table = model.weight(weights, model.parameters.token_embedding);
+        let table = model.table(weights, model.parameters.token_embedding);
         timed(Part::Embedding, || embedding::forward(inputs, table, Some(positions), width, &mut stream[0][..narrow]))?;
         for (layer, block) in model.parameters.blocks.iter().enumerate() {
             let [x, y] = stream.get_disjoint_mut([layer, layer + 1]).expect("two neighbours of the stream");
@@ -412,7 +458,7 @@ impl Gpt2Cpu {
     /// The loss alone; each target's negative log-likelihood is in the slice that is given back (0 where ignored).
     pub fn loss(&mut self, weights: Weights, batch: Batch) -> Result<(LossSum, &[f64])> {
         let extent = batch.extent();
-        self.forward(weights, batch.inputs, extent, batch.documents)?;
+        self.forward(weights, batch.inputs, extent, batch.documents, None)?;
         let (tokens, narrow) = (extent.tokens(), extent.tokens() * self.model.config.n_embd);
         let Buffers { normed, nll, scratch, .. } = &mut self.buffers;
         let head = self.model.head(weights);
@@ -430,15 +476,15 @@ impl Gpt2Cpu {
         batch: Batch,
         labels: Labels,
     ) -> Result<LossSum> {
-        let extent = batch.extent();
-        self.forward(weights, batch.inputs, extent, batch.documents)?;
+        let (extent, draw) = (batch.extent(), self.draw);
+        self.forward(weights, batch.inputs, extent, batch.documents, draw)?;
         let Self { model, recompute, buffers, .. } = self;
         buffers.grow_backward(model);
         let tokens = extent.tokens();
         let (narrow, wide) = (tokens * model.config.n_embd, tokens * model.config.n_inner);
         let Buffers { positions, stream, saved, normed, mean, rstd, nll, .. } = buffers;
         let Buffers { d_stream, d_narrow, d_qkv, d_hidden, scratch, .. } = buffers;
-        let rows = Rows { extent, positions, documents: batch.documents };
+        let rows = Rows { extent, positions, documents: batch.documents, draw };
         let d_stream = &mut d_stream[..narrow];
 
         let labels = match labels {
@@ -452,7 +498,7 @@ impl Gpt2Cpu {
                 labels,
                 &mut nll[..tokens],
                 &mut d_narrow[..narrow],
-                Some(slots.slot(model.parameters.head).into()),
+                model.adapters.is_none().then(|| slots.slot(model.parameters.head).into()),
                 scratch,
             )
         })?;
@@ -486,6 +532,9 @@ impl Gpt2Cpu {
             model.block_backward(weights, slots, block, rows, &x[..narrow], saved, d_stream, inner);
         }
 
+        if model.adapters.is_some() {
+            return Ok(loss.into());
+        }
         let width = model.config.n_embd;
         timed(Part::Embedding, || {
             embedding::backward(batch.inputs, d_stream, width, slots.slot(model.parameters.token_embedding).into())
@@ -498,7 +547,7 @@ impl Gpt2Cpu {
     /// The final norm's output [rows * time, C] for `inputs`.
     pub fn hidden(&mut self, weights: Weights, inputs: &[u32], rows: usize) -> Result<&[f32]> {
         let extent = Extent { rows, time: inputs.len() / rows.max(1) };
-        self.forward(weights, inputs, extent, Documents::Whole)?;
+        self.forward(weights, inputs, extent, Documents::Whole, None)?;
         Ok(&self.buffers.normed[..extent.tokens() * self.model.config.n_embd])
     }
 

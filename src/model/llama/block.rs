@@ -1,8 +1,10 @@
 //! One LLaMA block on the CPU, forward and backward.
 
 use super::{BlockParameters, LlamaConfig, LlamaParameters};
+use crate::model::adapter::Adapters;
 use crate::model::KeyValueCache;
 use crate::model::extent::Rows;
+use crate::ops::dropout::Draw;
 use crate::ops::product::{Numbers, Precision};
 use crate::ops::profile::{Part, timed};
 use crate::ops::rotary::{self, Direction};
@@ -13,7 +15,10 @@ use std::sync::Arc;
 /// The model without its buffers.
 pub struct Model {
     pub config: LlamaConfig,
+    /// The model's own, whether it is trained or frozen.
     pub layout: Arc<Layout>,
+    /// What is trained beside frozen weights.
+    pub adapters: Option<Adapters>,
     pub parameters: LlamaParameters,
     /// At least as many positions as the longest sequence so far.
     pub rotation: rotary::Table,
@@ -89,19 +94,19 @@ impl Model {
         y: &mut [f32],
         shared: &mut Shared,
     ) {
-        let block = &self.parameters.blocks[layer];
+        let (block, draw) = (&self.parameters.blocks[layer], rows.draw);
         self.norm(weights, block.norm_1, x, &mut saved.normed_1, &mut saved.rstd_1);
-        self.project(weights, block.query, &saved.normed_1, None, &mut saved.query);
-        self.project(weights, block.key, &saved.normed_1, None, &mut saved.key);
-        self.project(weights, block.value, &saved.normed_1, None, &mut saved.value);
+        self.project(weights, block.query, draw, &saved.normed_1, None, &mut saved.query);
+        self.project(weights, block.key, draw, &saved.normed_1, None, &mut saved.key);
+        self.project(weights, block.value, draw, &saved.normed_1, None, &mut saved.value);
         timed(Part::AttentionForward, || self.attend(layer, rows, past, saved, &mut shared.scratch));
-        self.project(weights, block.output, &saved.mixed, Some(x), &mut saved.middle);
+        self.project(weights, block.output, draw, &saved.mixed, Some(x), &mut saved.middle);
 
         self.norm(weights, block.norm_2, &saved.middle, &mut saved.normed_2, &mut saved.rstd_2);
-        self.project(weights, block.gate, &saved.normed_2, None, &mut saved.gate);
-        self.project(weights, block.up, &saved.normed_2, None, &mut saved.up);
+        self.project(weights, block.gate, draw, &saved.normed_2, None, &mut saved.gate);
+        self.project(weights, block.up, draw, &saved.normed_2, None, &mut saved.up);
         timed(Part::Activation, || activation::swiglu(&saved.gate, &saved.up, &mut shared.activated));
-        self.project(weights, block.down, &shared.activated, Some(&saved.middle), y);
+        self.project(weights, block.down, draw, &shared.activated, Some(&saved.middle), y);
     }
 
     /// Turns `d_stream`, the gradient of the block's output, into the gradient of its input `x`.
@@ -118,19 +123,20 @@ impl Model {
         shared: &mut Shared,
     ) {
         let Shared { activated, d_normed, d_mixed, d_query, d_key, d_value, d_activated, d_gate, scratch } = shared;
+        let draw = rows.draw;
         use Gradient as To;
         timed(Part::Activation, || activation::swiglu(&saved.gate, &saved.up, activated));
-        self.project_backward(weights, slots, block.down, activated, d_stream, To::overwrite(d_activated));
+        self.project_backward(weights, slots, block.down, draw, activated, d_stream, To::overwrite(d_activated));
         let d_up = activated;
         timed(Part::Activation, || {
             activation::swiglu_backward(&saved.gate, &saved.up, d_activated, d_gate, d_up);
         });
-        self.project_backward(weights, slots, block.gate, &saved.normed_2, d_gate, To::overwrite(d_normed));
-        self.project_backward(weights, slots, block.up, &saved.normed_2, d_up, To::accumulate(d_normed));
+        self.project_backward(weights, slots, block.gate, draw, &saved.normed_2, d_gate, To::overwrite(d_normed));
+        self.project_backward(weights, slots, block.up, draw, &saved.normed_2, d_up, To::accumulate(d_normed));
         let input = (&saved.middle[..], &saved.rstd_2[..]);
         self.norm_backward(weights, slots, block.norm_2, input, d_normed, To::accumulate(d_stream), scratch);
 
-        self.project_backward(weights, slots, block.output, &saved.mixed, d_stream, To::overwrite(d_mixed));
+        self.project_backward(weights, slots, block.output, draw, &saved.mixed, d_stream, To::overwrite(d_mixed));
         timed(Part::AttentionBackward, || {
             let shape = self.config.attention(rows.extent);
             let Saved { query, key, value, mixed, log_sum_exp, .. } = saved;
@@ -141,9 +147,9 @@ impl Model {
             rotary::rotate(&self.rotation, Direction::Backward, rows.positions, d_query);
             rotary::rotate(&self.rotation, Direction::Backward, rows.positions, d_key);
         });
-        self.project_backward(weights, slots, block.query, &saved.normed_1, d_query, To::overwrite(d_normed));
-        self.project_backward(weights, slots, block.key, &saved.normed_1, d_key, To::accumulate(d_normed));
-        self.project_backward(weights, slots, block.value, &saved.normed_1, d_value, To::accumulate(d_normed));
+        self.project_backward(weights, slots, block.query, draw, &saved.normed_1, d_query, To::overwrite(d_normed));
+        self.project_backward(weights, slots, block.key, draw, &saved.normed_1, d_key, To::accumulate(d_normed));
+        self.project_backward(weights, slots, block.value, draw, &saved.normed_1, d_value, To::accumulate(d_normed));
         let input = (x, &saved.rstd_1[..]);
         self.norm_backward(weights, slots, block.norm_1, input, d_normed, To::accumulate(d_stream), scratch);
     }
@@ -174,15 +180,26 @@ impl Model {
 
 impl Model {
     pub fn weight<'a>(&self, weights: Weights<'a>, index: usize) -> &'a [f32] {
-        &weights.exact[self.layout.parameters()[index].range()]
+        weights.vector(&self.layout, index)
     }
 
-    /// As a product of this model's precision reads it: from the bf16 copy, if there is one.
+    /// As a product of this model's precision reads it: from the bf16 copy, if there is one; a frozen one as it is stored.
     pub fn matrix<'a>(&self, weights: Weights<'a>, index: usize) -> Numbers<'a> {
+        if let Some(frozen) = weights.frozen {
+            return frozen.tensor(index).into();
+        }
         let range = self.layout.parameters()[index].range();
         match (self.precision, weights.rounded) {
             (Precision::Bf16, Some(rounded)) => rounded[range].into(),
             _ => weights.exact[range].into(),
+        }
+    }
+
+    /// The token embedding: exact where it is trained, as it is stored where it is frozen.
+    pub fn table<'a>(&self, weights: Weights<'a>, index: usize) -> Numbers<'a> {
+        match weights.frozen {
+            Some(frozen) => frozen.tensor(index).into(),
+            None => self.weight(weights, index).into(),
         }
     }
 
@@ -225,27 +242,48 @@ impl Model {
         scratch: &mut [f32],
     ) {
         let saved = rms_norm::Saved { x, weight: self.weight(weights, norm), rstd };
-        timed(Part::Norm, || rms_norm::backward(saved, dy, dx, slots.slot(norm).into(), scratch));
+        let d_weight = self.adapters.is_none().then(|| slots.slot(norm).into());
+        timed(Part::Norm, || rms_norm::backward(saved, dy, dx, d_weight, scratch));
     }
 
-    fn project(&self, weights: Weights, layer: usize, x: &[f32], residual: Option<&[f32]>, y: &mut [f32]) {
+    /// A linear layer, with its adapter if it has one.
+    fn project(
+        &self,
+        weights: Weights,
+        layer: usize,
+        draw: Option<Draw>,
+        x: &[f32],
+        residual: Option<&[f32]>,
+        y: &mut [f32],
+    ) {
         timed(Part::LinearForward, || linear::forward(x, self.linear_weight(weights, layer), None, residual, y));
+        if let Some(adapters) = &self.adapters {
+            timed(Part::Adapters, || adapters.forward(layer, weights, draw, x, y));
+        }
     }
 
-    /// Gradients of a linear layer's weight and of its input.
+    /// Gradients of a linear layer's weight, or of its adapter, and of its input.
+    #[allow(clippy::too_many_arguments, reason = "a layer's input and gradients")]
     fn project_backward(
         &self,
         weights: Weights,
         slots: &mut GradientSlots,
         layer: usize,
+        draw: Option<Draw>,
         x: &[f32],
         dy: &[f32],
         dx: Gradient,
     ) {
         let weight = self.linear_weight(weights, layer);
-        timed(Part::LinearInputGradient, || linear::backward_input(dy, weight, dx));
-        timed(Part::LinearWeightGradient, || {
-            linear::backward_weight(x, dy, weight.dims, slots.slot(layer).into(), None);
-        });
+        let Gradient { data: dx, into } = dx;
+        timed(Part::LinearInputGradient, || linear::backward_input(dy, weight, Gradient { data: dx, into }));
+        match &self.adapters {
+            None => timed(Part::LinearWeightGradient, || {
+                linear::backward_weight(x, dy, weight.dims, slots.slot(layer).into(), None);
+            }),
+            Some(adapters) => timed(Part::Adapters, || {
+                adapters.backward(layer, weights, slots, draw, x, dy, dx);
+            }),
+        }
     }
 }
