@@ -141,10 +141,9 @@ pub fn read_as_stored(name: &str, stored: &Stored) -> Result<FrozenTensor> {
         FrozenTensor::F32(_) | FrozenTensor::Nf4(_) => None,
     };
     match place {
-        Some(place) => bail!(
-            "{name} in {} is not finite at element {place}: these weights are poisoned",
-            stored.file.display()
-        ),
+        Some(place) => {
+            bail!("{name} in {} is not finite at element {place}: these weights are poisoned", stored.file.display())
+        }
         None => Ok(tensor),
     }
 }

@@ -147,7 +147,9 @@ impl ParameterStore {
 
     /// Runs `f` on the weights (CPU only).
     pub fn read<R>(&self, f: impl FnOnce(Weights) -> R) -> Result<R> {
-        slice(&self.weights, |exact| f(Weights { exact, rounded: self.rounded.as_deref(), frozen: self.frozen.as_deref() }))
+        slice(&self.weights, |exact| {
+            f(Weights { exact, rounded: self.rounded.as_deref(), frozen: self.frozen.as_deref() })
+        })
     }
 
     /// Runs `f` on the weights and on slots for the gradients (CPU only).

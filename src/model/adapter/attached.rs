@@ -56,9 +56,8 @@ impl Adapters {
         let numbers = |index: usize| &weights.exact[self.layout.parameters()[index].range()];
         let Some(frozen) = weights.frozen else { panic!("adapters without their frozen base") };
         let adaptation = frozen.adaptation();
-        let dropout = draw
-            .filter(|_| adaptation.dropout > 0.0)
-            .map(|draw| Mask::new(draw.key(index as u64), adaptation.dropout));
+        let dropout =
+            draw.filter(|_| adaptation.dropout > 0.0).map(|draw| Mask::new(draw.key(index as u64), adaptation.dropout));
         lora::Adapter { a: numbers(a), b: numbers(b), rank, inputs, outputs, scaling: adaptation.scaling, dropout }
     }
 

@@ -40,7 +40,16 @@ impl Merged<'_> {
         if gpt2 {
             // [I, O]: the transpose of B A.
             let size = Size { m: inputs, k: rank, n: outputs };
-            multiply(Threads::All, size, a.transposed(), b.transposed(), scaling, &mut numbers, outputs, Into::Accumulate);
+            multiply(
+                Threads::All,
+                size,
+                a.transposed(),
+                b.transposed(),
+                scaling,
+                &mut numbers,
+                outputs,
+                Into::Accumulate,
+            );
         } else {
             let size = Size { m: outputs, k: rank, n: inputs };
             multiply(Threads::All, size, b, a, scaling, &mut numbers, inputs, Into::Accumulate);
@@ -96,4 +105,3 @@ pub fn write(
     safetensors::serialize_to_file(tensors, Some(metadata), path)
         .with_context(|| format!("cannot write {}", path.display()))
 }
-

@@ -3,6 +3,8 @@
 mod attached;
 pub mod merge;
 pub mod peft;
+#[cfg(test)]
+mod tests;
 
 pub use attached::Adapters;
 

@@ -5,8 +5,8 @@
 
 use super::{BlockParameters, Gpt2Config, Gpt2Parameters, LinearParameters, NormParameters};
 use crate::config::Recompute;
-use crate::model::extent::{Extent, Rows, place};
 use crate::model::adapter::Adapters;
+use crate::model::extent::{Extent, Rows, place};
 use crate::model::{Batch, Documents, Labels, LossSum, ModelShape};
 use crate::ops::dropout::Draw;
 use crate::ops::product::{Numbers, Precision};
@@ -317,7 +317,15 @@ impl Model {
             scratch,
         );
 
-        self.project_backward(weights, slots, block.attention_out, rows.draw, &saved.mixed[..narrow], d_stream, d_narrow);
+        self.project_backward(
+            weights,
+            slots,
+            block.attention_out,
+            rows.draw,
+            &saved.mixed[..narrow],
+            d_stream,
+            d_narrow,
+        );
         let attention_saved = attention::Saved {
             inputs: attention::Inputs::Fused(&saved.qkv[..3 * narrow]),
             documents: rows.documents,
@@ -328,7 +336,15 @@ impl Model {
         timed(Part::AttentionBackward, || {
             attention::backward(shape, shape.scale(), attention_saved, d_narrow, gradients, scratch)
         });
-        self.project_backward(weights, slots, block.attention_in, rows.draw, &saved.normed_1[..narrow], d_qkv, d_narrow);
+        self.project_backward(
+            weights,
+            slots,
+            block.attention_in,
+            rows.draw,
+            &saved.normed_1[..narrow],
+            d_qkv,
+            d_narrow,
+        );
         let statistics = (&saved.mean_1[..tokens], &saved.rstd_1[..tokens]);
         let d_input = Gradient::accumulate(d_stream);
         self.norm_backward(weights, slots, block.norm_1, x, statistics, d_narrow, d_input, scratch);

@@ -1,8 +1,8 @@
 //! One LLaMA block on the CPU, forward and backward.
 
 use super::{BlockParameters, LlamaConfig, LlamaParameters};
-use crate::model::adapter::Adapters;
 use crate::model::KeyValueCache;
+use crate::model::adapter::Adapters;
 use crate::model::extent::Rows;
 use crate::ops::dropout::Draw;
 use crate::ops::product::{Numbers, Precision};

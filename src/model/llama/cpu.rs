@@ -6,8 +6,8 @@
 use super::LlamaConfig;
 use super::block::{Model, Past, Saved, Shared};
 use crate::config::Recompute;
-use crate::model::extent::{Rows, place};
 use crate::model::adapter::Adapters;
+use crate::model::extent::{Rows, place};
 use crate::model::{Batch, Documents, Extent, Labels, LossSum, ModelShape};
 use crate::ops::dropout::Draw;
 use crate::ops::product::Precision;

@@ -31,8 +31,8 @@ pub fn stored(config: &LlamaConfig, layout: &Layout, files: &[PathBuf]) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::llama::SpecialIds;
     use crate::model::ModelShape;
+    use crate::model::llama::SpecialIds;
     use crate::ops::rotary::Scaling;
     use half::f16;
     use safetensors::tensor::{Dtype, TensorView};

@@ -35,7 +35,10 @@ pub fn backward<'a>(
     let (x, Adapter { rank, inputs, outputs, scaling, .. }) = (x.into(), adapter);
     let rows = check(adapter, x, dy.len());
     assert_eq!(dx.len(), rows * inputs, "lora: dx is not [R, I]");
-    assert!(da.data.len() == rank * inputs && db.data.len() == outputs * rank, "lora: dA is not [r, I] or dB not [O, r]");
+    assert!(
+        da.data.len() == rank * inputs && db.data.len() == outputs * rank,
+        "lora: dA is not [r, I] or dB not [O, r]"
+    );
     let (hidden, d_hidden, dropped) = parts(adapter, rows, scratch);
     let dy = Operand::row_major(dy, outputs);
     {

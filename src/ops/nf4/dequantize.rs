@@ -17,8 +17,7 @@ pub fn dequantize(level: Level, from: &Nf4, first: usize, out: &mut [f32]) {
         let block = place / NF4_BLOCK;
         let here = (NF4_BLOCK - place % NF4_BLOCK).min(rest.len());
         let (now, later) = rest.split_at_mut(here);
-        let scale =
-            table[from.scale_codes[block] as usize] * from.scale_maxima[block / NF4_SCALES] + from.offset;
+        let scale = table[from.scale_codes[block] as usize] * from.scale_maxima[block / NF4_SCALES] + from.offset;
         part_of_block(level, &from.codes, place, scale, now);
         (place, rest) = (place + here, later);
     }

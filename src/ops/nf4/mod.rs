@@ -16,7 +16,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use dequantize::dequantize_all;
 pub(super) use dequantize::dequantize;
+pub use dequantize::dequantize_all;
 pub use quantize::quantize;
 pub use table::{CODE, scale_table};

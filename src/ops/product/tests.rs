@@ -26,13 +26,27 @@ fn operands_in_f16_and_nf4_give_the_bits_of_their_widened_numbers_in_both_orient
                     for instructions in Instructions::available() {
                         let product = |b: Matrix, threads: Threads| {
                             let (size, mut c) = (Size { m, k, n }, vec![0.5f32; m * n]);
-                            multiply_with(instructions, precision, threads, size, a, b, 1.0, &mut c, n, Into::Accumulate);
+                            multiply_with(
+                                instructions,
+                                precision,
+                                threads,
+                                size,
+                                a,
+                                b,
+                                1.0,
+                                &mut c,
+                                n,
+                                Into::Accumulate,
+                            );
                             c
                         };
                         let expected = product(lie(Numbers::F32(wide), transposed, k, n), Threads::One);
                         let case = format!("{instructions:?} {precision:?} {m} {k} {n} {transposed}");
                         assert!(product(lie(narrow, transposed, k, n), Threads::One) == expected, "{case}");
-                        assert!(product(lie(narrow, transposed, k, n), Threads::All) == expected, "{case}, all threads");
+                        assert!(
+                            product(lie(narrow, transposed, k, n), Threads::All) == expected,
+                            "{case}, all threads"
+                        );
                     }
                 }
             }
