@@ -186,8 +186,8 @@ fn check_state(state: &State, prepared: &Prepared, folder: &Path) -> Result<()> 
 fn write_model_folder(prepared: &Prepared, folder: &Path) -> Result<()> {
     let write = || -> Result<()> {
         std::fs::create_dir_all(folder)?;
-        let end_of_text = prepared.tokenizer.as_ref().map(|tokenizer| tokenizer.end_of_text());
-        let config = serde_json::to_vec_pretty(&prepared.model.to_hugging_face(end_of_text))?;
+        let marks = prepared.tokenizer.as_ref().map(setup::text_marks);
+        let config = serde_json::to_vec_pretty(&prepared.model.to_hugging_face(marks))?;
         checkpoint::replace_file(&folder.join("config.json"), &config)?;
         match &prepared.tokenizer_files {
             TokenizerFiles::None => {}
@@ -323,10 +323,11 @@ const SAMPLE_TOKENS: usize = 64;
 fn sample(prepared: &Prepared, store: &ParameterStore) -> Result<String> {
     let Some(tokenizer) = &prepared.tokenizer else { return Ok("(no tokenizer)".into()) };
     let prompt = prepared.config.train.sample_prompt.as_deref().unwrap_or("");
-    let mut ids = vec![tokenizer.end_of_text()];
+    let mut ids = vec![tokenizer.begin_of_text()];
     ids.extend(tokenizer.encode(prompt)?);
     let mut model = Decoder::new(&prepared.model, store.layout());
-    let limits = Limits { max_new_tokens: SAMPLE_TOKENS, end_of_text: &[tokenizer.end_of_text()] };
+    let limits =
+        Limits { max_new_tokens: SAMPLE_TOKENS, end_of_text: &[tokenizer.end_of_text(), tokenizer.begin_of_text()] };
     let mut sampler = crate::generate::Sampler::new(SamplingOptions::GREEDY, prepared.model.vocab_size(), 0)?;
     let completions = on_cpu(store.weights(), |weights| {
         let on_token = &mut |_, _| Ok(crate::generate::Flow::Continue);

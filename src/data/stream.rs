@@ -117,7 +117,7 @@ impl TokenStream {
             content: data.digest().to_string(),
             text_column: data.text_column().map(String::from),
             tokenizer: tokenizer.map(|tokenizer| hexadecimal(&tokenizer.digest())),
-            end_of_text: tokenizer.map(TextTokenizer::end_of_text),
+            begin_of_text: tokenizer.map(TextTokenizer::begin_of_text),
             sequence_length: settings.sequence_length as u64,
             shuffle_seed: match settings.order {
                 Order::Sequential => None,

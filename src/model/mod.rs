@@ -40,6 +40,13 @@ pub enum Head {
     Untied,
 }
 
+/// The ids that stand before and after a text; GPT-2 has one for both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TextMarks {
+    pub begin: u32,
+    pub end: u32,
+}
+
 /// Token ids of a micro-batch: `rows` rows of equal length, and the id that follows each of them.
 #[derive(Clone, Copy, Debug)]
 pub struct Batch<'a> {
