@@ -161,6 +161,10 @@ struct ExportArgs {
     /// The folder to write; it must not exist or be empty.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Of a run with adapters: the whole model with the adapters merged into its (dequantized) base, instead of the
+    /// adapters alone in PEFT's format.
+    #[arg(long)]
+    merge: bool,
 }
 
 #[derive(Args)]
@@ -256,7 +260,10 @@ fn run(command: Command) -> anyhow::Result<Ending> {
             stop: args.stop,
             json: args.json,
         }),
-        Command::Export(args) => export::run(&args.target, &args.out),
+        Command::Export(args) => {
+            let form = if args.merge { export::Form::Merged } else { export::Form::AsTrained };
+            export::run(&args.target, &args.out, form)
+        }
         Command::Eval(args) => eval::run(&eval::Options {
             target: args.target,
             data: args.data,

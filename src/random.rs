@@ -118,7 +118,7 @@ mod tests {
         for len in [1, 2, 7, NORMALS_A_TASK, 3 * NORMALS_A_TASK + 5] {
             let [mut one, mut other] = [(); 2].map(|()| generator(9, Stream::Init));
             // From a place inside a block of the generator.
-            [&mut one, &mut other].map(|generator| generator.next_u32());
+            assert_eq!(one.next_u32(), other.next_u32());
             let mut values = vec![0.0f32; len];
             fill_normal(&mut one, 1.0, &mut values);
             for pair in values.chunks(2) {

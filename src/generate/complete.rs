@@ -2,6 +2,7 @@
 
 use super::sampling::Sampler;
 use crate::model::Decoder;
+use crate::params::Weights;
 use anyhow::{Result, ensure};
 
 /// Why a completion ended.
@@ -57,7 +58,7 @@ pub struct Limits<'a> {
 /// When a prompt is empty, longer than the context or holds an id outside the vocabulary, or a logit is not finite.
 pub fn complete(
     model: &mut Decoder,
-    weights: &[f32],
+    weights: Weights,
     prompts: &[Vec<u32>],
     limits: Limits,
     sampler: &mut Sampler,

@@ -46,7 +46,8 @@ pub fn load_base(
             for parameter in layout.parameters() {
                 let mut numbers = vec![0.0; parameter.len];
                 initializer.fill(parameter, &mut numbers);
-                let narrow = quantization == Quantization::Nf4 && !shape.is_block_matrix(parameter);
+                let quantized = shape.is_block_matrix(parameter);
+                let narrow = quantization == Quantization::Nf4 && !quantized && !kept_in_f32(parameter);
                 let tensor = match narrow {
                     true => FrozenTensor::Bf16(numbers.iter().map(|&x| bf16::from_f32(x)).collect()),
                     false => FrozenTensor::F32(numbers),

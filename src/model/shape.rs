@@ -84,13 +84,22 @@ impl ModelShape {
     /// N counts the parameters that multiply: without a position table, and of the two matrices of an untied vocabulary
     /// the head alone (PaLM, Chowdhery et al. 2022, appendix B).
     pub fn flops_per_token(&self, time: usize) -> f64 {
+        self.flops(6.0, time)
+    }
+
+    /// As [`Self::flops_per_token`], for a frozen model whose weights need no gradient: 4N + 12 L H Q T.
+    pub fn flops_per_token_frozen(&self, time: usize) -> f64 {
+        self.flops(4.0, time)
+    }
+
+    fn flops(&self, of_a_weight: f64, time: usize) -> f64 {
         let count = Layout::new(self.parameter_specs()).count();
         let table = |head: Head, len: usize| if head == Head::Untied { len } else { 0 };
         let (layers, mixed_width, looked_up) = match self {
             Self::Gpt2(c) => (c.n_layer, c.n_embd, c.n_positions * c.n_embd + table(c.head, c.vocab_size * c.n_embd)),
             Self::Llama(c) => (c.n_layer, c.n_head * c.head_dim, table(c.head, c.vocab_size * c.n_embd)),
         };
-        6.0 * (count - looked_up) as f64 + 12.0 * (layers * mixed_width * time) as f64
+        of_a_weight * (count - looked_up) as f64 + 12.0 * (layers * mixed_width * time) as f64
     }
 
     /// One line for people: architecture, sizes.

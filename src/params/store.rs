@@ -2,7 +2,7 @@
 
 use super::frozen::{Frozen, FrozenTensor};
 use super::layout::Layout;
-use super::{slice, slice_mut};
+use super::{on_cpu, slice, slice_mut};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use half::bf16;
 use rayon::prelude::*;
@@ -148,6 +148,13 @@ impl ParameterStore {
     /// Runs `f` on the weights (CPU only).
     pub fn read<R>(&self, f: impl FnOnce(Weights) -> R) -> Result<R> {
         slice(&self.weights, |exact| {
+            f(Weights { exact, rounded: self.rounded.as_deref(), frozen: self.frozen.as_deref() })
+        })
+    }
+
+    /// As [`Self::read`], from any device: weights that lie elsewhere are copied to the CPU first.
+    pub fn read_on_cpu<R>(&self, f: impl FnOnce(Weights) -> R) -> Result<R> {
+        on_cpu(&self.weights, |exact| {
             f(Weights { exact, rounded: self.rounded.as_deref(), frozen: self.frozen.as_deref() })
         })
     }

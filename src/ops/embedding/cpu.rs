@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn an_id_outside_the_vocabulary_is_an_error_that_names_its_place() {
         let error = IdError { place: 1, id: 5, vocabulary: 5 };
-        assert_eq!(forward(&[0, 5], &[0.0; 10], None, 2, &mut [0.0; 4]), Err(error));
+        assert_eq!(forward(&[0, 5], &[0.0; 10][..], None, 2, &mut [0.0; 4]), Err(error));
         let mut table = [1.0; 10];
         assert_eq!(backward(&[0, 5], &[0.0; 4], 2, Gradient::overwrite(&mut table)), Err(error));
         assert_eq!(table, [1.0; 10]);

@@ -5,8 +5,9 @@
 //! scales are quantised themselves: less their mean (`offset`), in blocks of 256, each divided by its block's largest
 //! |scale - offset|, to the nearest of the 256 numbers of [`scale_table`].
 //!
-//! Codes and dequantised numbers equal bitsandbytes' bit for bit. (Its native CPU library chooses a scale's second
-//! nearest code at some near ties, 0.2% of them; its CUDA kernel and its reference, as here, the nearest.)
+//! Codes, and the numbers that codes and scales stand for, equal bitsandbytes' bit for bit; the mean of the scales is
+//! taken in f64 here and in f32 there. (bitsandbytes' native CPU library chooses a scale's second nearest code at some
+//! near ties, 0.2% of them; its CUDA kernel and its reference, as here, the nearest.)
 
 mod dequantize;
 #[cfg(target_arch = "x86_64")]
