@@ -82,6 +82,7 @@ pub const KEYS: &[(&str, Kind)] = &[
     ("train.sample_prompt", Kind::Text),
     ("train.checkpoint_every", Kind::Whole),
     ("train.keep_last", Kind::Whole),
+    ("train.tensorboard", Kind::Truth),
     ("lora.init", Kind::Text),
     ("lora.rank", Kind::Whole),
     ("lora.alpha", Kind::Number),
