@@ -37,6 +37,12 @@ impl<'a> From<&'a [f32]> for Weights<'a> {
     }
 }
 
+impl<'a> From<&'a Vec<f32>> for Weights<'a> {
+    fn from(exact: &'a Vec<f32>) -> Self {
+        exact[..].into()
+    }
+}
+
 impl<'a> Weights<'a> {
     /// A vector of the model whose layout `layout` is.
     ///
