@@ -110,6 +110,7 @@ mod tests {
     use super::super::reference;
     use super::*;
     use crate::ops::testing::*;
+    use half::bf16;
 
     const EPSILON: f32 = 1e-5;
 
@@ -143,6 +144,20 @@ mod tests {
                         assert_close(&format!("{name} {rows}x{width} {level:?} {into:?}"), actual, expected, 2e-5);
                     }
                 }
+            });
+        }
+    }
+
+    #[test]
+    fn written_in_bf16_the_result_is_that_in_f32_rounded_once() {
+        for (rows, width) in [(1, 1), (5, 7), (70, 129)] {
+            let (x, weight) = (normal(1, rows * width), normal(2, width));
+            let [expected, ..] = run(rows, width, Into::Overwrite, 0.0);
+            at_every_level(|level| {
+                let (mut y, mut rstd) = (vec![bf16::ONE; x.len()], vec![0.0; rows]);
+                forward(&x, &weight, EPSILON, &mut y[..], &mut rstd);
+                let same = |(y, &e): (&bf16, &f32)| y.to_bits() == bf16::from_f32(e).to_bits();
+                assert!(y.iter().zip(&expected).all(same), "{rows}x{width} {level:?}");
             });
         }
     }
