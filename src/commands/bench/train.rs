@@ -144,12 +144,7 @@ fn measure(options: &Options, shape: &ModelShape, layout: &Arc<Layout>) -> Resul
     Ok(Measured { seconds, parts, peak_flops_per_s: doctor::measured_flops_per_s(options.precision), memory })
 }
 
-fn step(
-    engine: &mut Engine,
-    store: &mut ParameterStore,
-    optimizer: &mut dyn Optimizer,
-    batch: Batch,
-) -> Result<f64> {
+fn step(engine: &mut Engine, store: &mut ParameterStore, optimizer: &mut dyn Optimizer, batch: Batch) -> Result<f64> {
     let started = Instant::now();
     store.start_gradients();
     let loss = engine.gradients(store, batch, Labels::Data)?;
