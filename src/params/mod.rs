@@ -6,8 +6,10 @@
 
 mod flat;
 mod layout;
+mod pages;
 mod store;
 
 pub use flat::{on_cpu, slice, slice_mut};
 pub use layout::{ALIGNMENT, Layout, Parameter, ParameterSpec};
-pub use store::{GradientSlots, ParameterStore, Weights, WeightsMut};
+pub use pages::{filled, zeros};
+pub use store::{GradientSlots, ParameterStore, Weights, WeightsMut, zeros_on};
