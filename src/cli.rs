@@ -1,8 +1,9 @@
 //! The command line: arguments, dispatch, the error chain, exit codes. clap is known here alone.
 
-use crate::commands::{self, Ending, bench, doctor, eval, export, generate, plan, pretrain};
+use crate::commands::{self, Ending, bench, doctor, eval, export, generate, lab, plan, pretrain};
 use crate::config::{Architecture, ConfigError, ModelConfig, Recompute};
 use crate::ops::product::Precision;
+use crate::train::StepLines;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -47,6 +48,35 @@ enum Command {
     /// Measure this machine: a training step, or the optimizer alone.
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// The laboratory's studies.
+    #[command(subcommand)]
+    Lab(LabCommand),
+}
+
+#[derive(Subcommand)]
+enum LabCommand {
+    /// Where momentum with a velocity gate is stable, bounded, or cycles: on a quadratic and on Rosenbrock's function.
+    #[command(after_help = "Example:\n  vrtrain lab stability --out stability")]
+    Stability(StabilityArgs),
+}
+
+#[derive(Args)]
+struct StabilityArgs {
+    #[arg(long, default_value_t = 0.9, allow_negative_numbers = true)]
+    beta1: f64,
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
+    beta3: f64,
+    #[arg(long, default_value_t = 10.0, allow_negative_numbers = true)]
+    alpha1: f64,
+    /// Steps of each simulated run.
+    #[arg(long, default_value_t = 100_000)]
+    steps: usize,
+    /// Draw pictures (PNG and SVG) into this folder.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// One JSON object.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Subcommand)]
@@ -128,6 +158,9 @@ struct PretrainArgs {
     /// No progress, only errors.
     #[arg(long)]
     quiet: bool,
+    /// Print one JSON object a step to stdout, with the fields of metrics.jsonl.
+    #[arg(long)]
+    json_lines: bool,
     /// Print one JSON object about the finished run to stdout.
     #[arg(long)]
     json: bool,
@@ -175,6 +208,10 @@ struct ExportArgs {
     /// The folder to write; it must not exist or be empty.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Of a run with adapters: the whole model with the adapters merged into its (dequantized) base, instead of the
+    /// adapters alone in PEFT's format.
+    #[arg(long)]
+    merge: bool,
 }
 
 #[derive(Args)]
@@ -256,6 +293,7 @@ fn run(command: Command) -> anyhow::Result<Ending> {
             run_dir: args.run_dir,
             resume: args.resume,
             quiet: args.quiet,
+            step_lines: if args.json_lines { StepLines::Json } else { StepLines::None },
             json: args.json,
         }),
         Command::Generate(args) => generate::run(&generate::Options {
@@ -270,7 +308,10 @@ fn run(command: Command) -> anyhow::Result<Ending> {
             stop: args.stop,
             json: args.json,
         }),
-        Command::Export(args) => export::run(&args.target, &args.out),
+        Command::Export(args) => {
+            let form = if args.merge { export::Form::Merged } else { export::Form::AsTrained };
+            export::run(&args.target, &args.out, form)
+        }
         Command::Eval(args) => eval::run(&eval::Options {
             target: args.target,
             data: args.data,
@@ -302,6 +343,14 @@ fn run(command: Command) -> anyhow::Result<Ending> {
             json: args.json,
         }),
         Command::Bench(BenchCommand::Optimizer { pairs, json }) => bench::optimizer(pairs as usize, json),
+        Command::Lab(LabCommand::Stability(args)) => lab::stability(&lab::StabilityOptions {
+            beta1: args.beta1,
+            beta3: args.beta3,
+            alpha1: args.alpha1,
+            steps: args.steps,
+            out: args.out,
+            json: args.json,
+        }),
         Command::Doctor(args) => doctor::run(args.json),
         Command::Plan(args) => {
             plan::run(&plan::Options { config: config(args.config), tokens_per_s: args.tokens_per_s, json: args.json })

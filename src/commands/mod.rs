@@ -1,11 +1,13 @@
 //! The subcommands, one file each: the only place where data, model, optimizer and loop meet.
 
+mod adapted;
 pub mod bench;
 mod device;
 pub mod doctor;
 pub mod eval;
 pub mod export;
 pub mod generate;
+pub mod lab;
 pub mod plan;
 mod prepare;
 pub mod pretrain;

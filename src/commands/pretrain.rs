@@ -1,5 +1,6 @@
 //! `vrtrain pretrain`: resolve and check everything, then make the run folder and train.
 
+use super::adapted::{Adapted, refuse_changed_base};
 use super::prepare::{Prepared, TokenizerFiles, prepare};
 use super::setup;
 use super::target::model_folder;
@@ -7,13 +8,15 @@ use super::{ConfigChoice, Ending, device, print_json, quickstart};
 use crate::config::{ConfigError, RunConfig, changed_mathematics};
 use crate::data::{TokenStream, ValidationSet};
 use crate::generate::{Limits, SamplingOptions};
+use crate::model::adapter::peft;
 use crate::model::{Decoder, Engine};
 use crate::ops::product::Precision;
 use crate::optim::Optimizer;
-use crate::params::{Layout, ParameterStore, on_cpu};
-use crate::train::checkpoint::{self, Checkpoints, State};
+use crate::params::{Layout, ParameterStore};
+use crate::train::checkpoint::{self, BaseRecord, Checkpoints, State};
 use crate::train::{
-    GIB, Interrupt, Outcome, Peak, Progress, Run, RunFolder, Start, Verbosity, fresh_path, is_run, short,
+    Events, GIB, Interrupt, Outcome, Peak, Phase, Progress, Run, RunFolder, Sample, Start, Status, StepLines,
+    Verbosity, fresh_path, human_duration, is_run, short,
 };
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -27,6 +30,7 @@ pub struct Options {
     pub run_dir: Option<PathBuf>,
     pub resume: bool,
     pub quiet: bool,
+    pub step_lines: StepLines,
     pub json: bool,
 }
 
@@ -52,15 +56,18 @@ fn pretrain(options: &Options) -> Result<Ending> {
         return finish(options, &path, state.step, None);
     }
 
-    let layout = Arc::new(Layout::new(prepared.model.parameter_specs()));
-    let mut store = ParameterStore::new(Arc::clone(&layout), &prepared.device)?;
+    let layout = Arc::new(prepared.layout()?);
+    let base = prepared.adapted.as_ref().map(|adapted| base_of(adapted, resumed.as_ref())).transpose()?;
+    let frozen = prepared.adapted.as_ref().map(|adapted| adapted.load_base(&prepared.model)).transpose()?;
+    let mut store = ParameterStore::new(Arc::clone(&layout), &prepared.device)?.beside(frozen);
     let mut weights = vec![0.0; layout.len()];
     match &resumed {
         Some((_, folder)) => checkpoint::read_weights(folder, &layout, &mut weights)?,
-        None => prepared.initial.load(&prepared.model, &layout, prepared.config.seed, &mut weights)?,
+        None => prepared.initialize(&layout, &mut weights)?,
     }
     store.set_weights(weights)?;
-    if prepared.precision == Precision::Bf16 {
+    // Adapters are multiplied in f32.
+    if prepared.precision == Precision::Bf16 && prepared.adapted.is_none() {
         store.keep_rounded()?;
     }
     let mut optimizer = prepared.optimizer.build(&layout, &prepared.device)?;
@@ -81,20 +88,37 @@ fn pretrain(options: &Options) -> Result<Ending> {
     if resumed.is_none() {
         write_model_folder(&prepared, &stored)?;
     }
+    Status::of_this_process(Phase::Running, prepared.steps).write(&path)?;
     let state = resumed.map(|(state, _)| state);
+    let peak = peak(&prepared, &layout);
     if verbosity == Verbosity::Normal {
-        announce(&prepared, &layout, &path, validation.as_ref(), state.as_ref());
+        announce(&prepared, &layout, &path, validation.as_ref(), state.as_ref(), &peak);
     }
-    let parts = Parts { store, optimizer, stream, validation, state };
-    let (weights, step, outcome) = train(&prepared, &folder, parts, verbosity)?;
+    let first = state.as_ref().map_or(0, |state| state.step);
+    let mut progress = Progress::new(verbosity, options.step_lines, first, prepared.steps, peak);
+    if first > 0 {
+        progress.recall(&crate::train::read_metrics(&path)?);
+    }
+    let parts = Parts { store, optimizer, stream, validation, state, base };
+    let trained = train(&prepared, &folder, parts, &mut progress);
+    progress.finish();
+    let phase = match &trained {
+        Ok((_, _, Outcome::Finished)) => Phase::Finished,
+        Ok((_, _, Outcome::Interrupted)) => Phase::Interrupted,
+        Err(error) => Phase::Failed { error: format!("{error:#}") },
+    };
+    // The error of the training itself comes first.
+    let noted = Status::of_this_process(phase, prepared.steps).write(&path);
+    let (weights, step, outcome) = trained?;
+    noted?;
     if outcome == Outcome::Interrupted {
         eprintln!("interrupted after step {step}: saved; continue with --run-dir {} --resume", path.display());
         return Ok(Ending::Interrupted);
     }
     let report = match &prepared.held_out {
-        Some(held_out) => Some(on_cpu(weights.weights(), |weights| {
-            quickstart::examine(held_out, &prepared, &layout, weights, verbosity)
-        })??),
+        Some(held_out) => Some(
+            weights.read_on_cpu(|weights| quickstart::examine(held_out, &prepared, &layout, weights, verbosity))??,
+        ),
         None => None,
     };
     finish(options, &path, step, report)
@@ -109,6 +133,19 @@ fn newest_checkpoint(run: &Path) -> Result<Option<(State, PathBuf)>> {
         return Ok(None);
     };
     Ok(Some((checkpoint::read_state(&folder)?, folder)))
+}
+
+/// What checkpoints record of the adapters' base; a resumed run's must still be the same.
+fn base_of(adapted: &Adapted, resumed: Option<&(State, PathBuf)>) -> Result<BaseRecord> {
+    match resumed {
+        None => adapted.record(),
+        Some((state, folder)) => {
+            let record = state.base.as_ref();
+            let record = record.with_context(|| format!("{} names no base of its adapters", folder.display()))?;
+            refuse_changed_base(adapted, record)?;
+            Ok(record.clone())
+        }
+    }
 }
 
 /// The config, whether the run is fresh, and its folder.
@@ -186,9 +223,13 @@ fn check_state(state: &State, prepared: &Prepared, folder: &Path) -> Result<()> 
 fn write_model_folder(prepared: &Prepared, folder: &Path) -> Result<()> {
     let write = || -> Result<()> {
         std::fs::create_dir_all(folder)?;
-        let end_of_text = prepared.tokenizer.as_ref().map(|tokenizer| tokenizer.end_of_text());
-        let config = serde_json::to_vec_pretty(&prepared.model.to_hugging_face(end_of_text))?;
+        let marks = prepared.tokenizer.as_ref().map(setup::text_marks);
+        let config = serde_json::to_vec_pretty(&prepared.model.to_hugging_face(marks))?;
         checkpoint::replace_file(&folder.join("config.json"), &config)?;
+        if let Some(adapted) = &prepared.adapted {
+            let config = serde_json::to_vec_pretty(&adapted.peft_config(&prepared.model))?;
+            checkpoint::replace_file(&folder.join(peft::CONFIG), &config)?;
+        }
         match &prepared.tokenizer_files {
             TokenizerFiles::None => {}
             TokenizerFiles::Copy(files) => {
@@ -217,11 +258,16 @@ fn announce(
     path: &Path,
     validation: Option<&ValidationSet>,
     state: Option<&State>,
+    peak: &Peak,
 ) {
     let Prepared { config, model, data, .. } = prepared;
     let (train, summary) = (&config.train, data.training.summary());
     eprintln!("run        {}", path.display());
-    eprintln!("model      {}: {} parameters", model.describe(), short(layout.count() as f64));
+    let count = Layout::new(model.parameter_specs()).count();
+    eprintln!("model      {}: {} parameters", model.describe(), short(count as f64));
+    if let Some(adapted) = &prepared.adapted {
+        eprintln!("adapters   {}", adapted.describe(layout.count(), model));
+    }
     let amount = match (summary.tokens, summary.documents) {
         (Some(tokens), _) => format!("{} tokens", short(tokens as f64)),
         (None, Some(documents)) => format!("{documents} documents, {}B", short(summary.read_bytes as f64)),
@@ -245,7 +291,21 @@ fn announce(
         train.sequence_length
     );
     prepared.reasons.iter().for_each(|line| eprintln!("{line}"));
-    eprintln!("memory     about {:.2} GiB", super::plan::memory(prepared, layout).total() as f64 / GIB);
+    // What the plan cannot tell (a base whose files have gone meanwhile) the run has found out already.
+    if let Ok(memory) = super::plan::memory(prepared, layout) {
+        eprintln!("memory     about {:.2} GiB", memory.total() as f64 / GIB);
+    }
+    let left = (prepared.steps - state.map_or(0, |state| state.step)) as f64 * train.tokens_per_step as f64;
+    match super::plan::typical_tokens_per_s(peak) {
+        Some(speed) => {
+            let time = human_duration(left / speed);
+            eprintln!("time       about {time} at {} tok/s (guessed from this machine's products)", short(speed));
+        }
+        None => eprintln!("time       unknown before the first steps: the speed of this device has not been measured"),
+    }
+    if train.sample_every > 0 && prepared.tokenizer.is_none() {
+        eprintln!("samples    none: this run has no tokenizer, `train.sample_every` has no effect");
+    }
     if let Some(state) = state {
         eprintln!("resumed    after step {} ({} tokens)", state.step, short(state.tokens as f64));
     }
@@ -268,6 +328,15 @@ struct Parts {
     stream: TokenStream,
     validation: Option<ValidationSet>,
     state: Option<State>,
+    base: Option<BaseRecord>,
+}
+
+/// What the device's products reach, and what a token needs.
+fn peak(prepared: &Prepared, layout: &Layout) -> Peak {
+    Peak {
+        flops_per_s: prepared.device.is_cpu().then(|| super::doctor::measured_flops_per_s(prepared.precision)),
+        flops_per_token: prepared.flops_per_token(layout),
+    }
 }
 
 /// Runs the loop; gives back the weights, the last step and how it ended.
@@ -275,16 +344,11 @@ fn train(
     prepared: &Prepared,
     folder: &RunFolder,
     parts: Parts,
-    verbosity: Verbosity,
+    progress: &mut Progress,
 ) -> Result<(ParameterStore, u64, Outcome)> {
     let config = &prepared.config;
-    let Parts { store, optimizer, stream, validation, state } = parts;
+    let Parts { store, optimizer, stream, validation, state, base } = parts;
     let layout = Arc::clone(store.layout());
-    let peak = Peak {
-        flops_per_s: prepared.device.is_cpu().then(|| super::doctor::measured_flops_per_s(prepared.precision)),
-        flops_per_token: prepared.model.flops_per_token(config.train.sequence_length),
-    };
-    let mut progress = Progress::new(verbosity, state.as_ref().map_or(0, |s| s.step), prepared.steps, peak);
     let mut run = Run {
         folder,
         engine: Engine::new(&prepared.model, &layout, &prepared.device, config.train.recompute, prepared.precision),
@@ -307,33 +371,33 @@ fn train(
         checkpoint_every: config.train.checkpoint_every,
         sample_every: config.train.sample_every,
         keep_last: config.train.keep_last,
+        base,
+        events: if config.train.tensorboard { Events::TensorBoard } else { Events::None },
         interrupt: Interrupt::install()?,
     };
-    let mut sampler = |store: &ParameterStore| sample(prepared, store);
-    let outcome = run.train(&mut progress, &mut sampler);
-    progress.finish();
-    let outcome = outcome?;
+    let outcome = run.train(progress, &mut |store, step| sample(prepared, store, step))?;
     Ok((run.store, run.step, outcome))
 }
 
 /// How many tokens a sample during training has.
 const SAMPLE_TOKENS: usize = 64;
 
-/// A greedy sample of the model as it is, as one line.
-fn sample(prepared: &Prepared, store: &ParameterStore) -> Result<String> {
-    let Some(tokenizer) = &prepared.tokenizer else { return Ok("(no tokenizer)".into()) };
+/// A greedy sample of the model as it is.
+fn sample(prepared: &Prepared, store: &ParameterStore, step: u64) -> Result<Option<Sample>> {
+    let Some(tokenizer) = &prepared.tokenizer else { return Ok(None) };
     let prompt = prepared.config.train.sample_prompt.as_deref().unwrap_or("");
-    let mut ids = vec![tokenizer.end_of_text()];
+    let mut ids = vec![tokenizer.begin_of_text()];
     ids.extend(tokenizer.encode(prompt)?);
     let mut model = Decoder::new(&prepared.model, store.layout());
-    let limits = Limits { max_new_tokens: SAMPLE_TOKENS, end_of_text: &[tokenizer.end_of_text()] };
+    let limits =
+        Limits { max_new_tokens: SAMPLE_TOKENS, end_of_text: &[tokenizer.end_of_text(), tokenizer.begin_of_text()] };
     let mut sampler = crate::generate::Sampler::new(SamplingOptions::GREEDY, prepared.model.vocab_size(), 0)?;
-    let completions = on_cpu(store.weights(), |weights| {
+    let completions = store.read_on_cpu(|weights| {
         let on_token = &mut |_, _| Ok(crate::generate::Flow::Continue);
         crate::generate::complete(&mut model, weights, &[ids], limits, &mut sampler, on_token)
     })??;
     let text = tokenizer.decode(&completions[0].ids)?;
-    Ok(format!("{prompt:?} -> {text:?}"))
+    Ok(Some(Sample { step, prompt: prompt.to_owned(), text }))
 }
 
 /// Says where the results are.

@@ -7,7 +7,7 @@ use crate::data::{DataSet, FileKind, MemoryFile, SourceFile, TextTokenizer};
 use crate::eval::gsm8k_answer::strict_match;
 use crate::generate::{Flow, Limits, Sampler, SamplingOptions, complete};
 use crate::model::Decoder;
-use crate::params::Layout;
+use crate::params::{Layout, Weights};
 use crate::quickstart::corpus::{self, Problem};
 use crate::quickstart::tokenizer;
 use crate::train::Verbosity;
@@ -83,7 +83,7 @@ pub fn examine(
     held_out: &HeldOut,
     prepared: &Prepared,
     layout: &Arc<Layout>,
-    weights: &[f32],
+    weights: Weights,
     verbosity: Verbosity,
 ) -> Result<Report> {
     let tokenizer = prepared.tokenizer.as_ref().context("the quickstart has a tokenizer")?;
@@ -94,7 +94,7 @@ pub fn examine(
     let mut shown = Vec::new();
     for problems in held_out.0.chunks(EXAM_BATCH) {
         let prompt = |problem: &Problem| -> Result<Vec<u32>> {
-            let mut ids = vec![tokenizer.end_of_text()];
+            let mut ids = vec![tokenizer.begin_of_text()];
             ids.extend(tokenizer.encode(&problem.prompt())?);
             Ok(ids)
         };

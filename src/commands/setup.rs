@@ -6,7 +6,7 @@ use crate::data::{
     ByteSource, DataSet, Order, SourceFile, StreamSettings, TextTokenizer, ValidationSet, local_files, select,
 };
 use crate::hub::{Hub, HubFile, Listing, RemoteFile, RepoId, RepoKind};
-use crate::model::{ModelShape, weights};
+use crate::model::{ModelShape, TextMarks, weights};
 use crate::params::Layout;
 use anyhow::{Context, Result, bail, ensure};
 use std::cell::OnceCell;
@@ -126,18 +126,34 @@ pub enum Initial {
 }
 
 impl Initial {
+    /// The weight files.
+    pub fn files(&self) -> Result<Vec<PathBuf>> {
+        match self {
+            Self::Scratch => Ok(Vec::new()),
+            Self::Folder(folder) => weights::files_of_folder(folder),
+            Self::Hub(model) => model.download_weights(LazyHub::default().get()?),
+            Self::Checkpoint => bail!("the weights of a resumed run are in its checkpoint"),
+        }
+    }
+
+    /// How many bytes the weight files have.
+    pub fn weight_bytes(&self) -> Result<u64> {
+        match self {
+            Self::Hub(model) => model.weight_bytes(LazyHub::default().get()?),
+            _ => {
+                let sizes = self.files()?.into_iter().map(|file| Ok(std::fs::metadata(file)?.len()));
+                sizes.sum::<Result<u64>>()
+            }
+        }
+    }
+
     /// Fills `weights` (a flat storage of `layout`).
     pub fn load(&self, shape: &ModelShape, layout: &Layout, seed: u64, numbers: &mut [f32]) -> Result<()> {
-        let files = match self {
-            Self::Scratch => {
-                shape.initialize(layout, seed, numbers);
-                return Ok(());
-            }
-            Self::Folder(folder) => weights::files_of_folder(folder)?,
-            Self::Hub(model) => model.download_weights(LazyHub::default().get()?)?,
-            Self::Checkpoint => bail!("the weights of a resumed run are in its checkpoint"),
-        };
-        shape.load(layout, &files, numbers).context("cannot load `model.init`")
+        if let Self::Scratch = self {
+            shape.initialize(layout, seed, numbers);
+            return Ok(());
+        }
+        shape.load(layout, &self.files()?, numbers).context("cannot load `model.init`")
     }
 }
 
@@ -327,4 +343,9 @@ pub fn validation_set(
     let settings = StreamSettings { order: Order::Sequential, ..stream_settings(config, vocabulary_size) };
     let set = ValidationSet::open(Arc::clone(set), tokenizer, &settings, *tokens, config.train.micro_batch);
     Ok(Some(set.context("the validation data")?))
+}
+
+/// The ids around a text, as the model's config.json names them.
+pub fn text_marks(tokenizer: &TextTokenizer) -> TextMarks {
+    TextMarks { begin: tokenizer.begin_of_text(), end: tokenizer.end_of_text() }
 }

@@ -117,7 +117,7 @@ impl TokenStream {
             content: data.digest().to_string(),
             text_column: data.text_column().map(String::from),
             tokenizer: tokenizer.map(|tokenizer| hexadecimal(&tokenizer.digest())),
-            end_of_text: tokenizer.map(TextTokenizer::end_of_text),
+            begin_of_text: tokenizer.map(TextTokenizer::begin_of_text),
             sequence_length: settings.sequence_length as u64,
             shuffle_seed: match settings.order {
                 Order::Sequential => None,
@@ -201,11 +201,6 @@ impl TokenStream {
         let (epoch, unit, document, token) = self.batch_start;
         let document = self.plan.describe(epoch, unit, document);
         format!("token {token} of {document} (in epoch {epoch}, where it is unit {unit} of the visit's order)")
-    }
-
-    /// For the progress line: how full the queue is.
-    pub fn queue_note(&self) -> String {
-        format!(" | data queue {:.0}%", 100.0 * self.queue_fill())
     }
 
     /// The place of the next row.

@@ -10,10 +10,15 @@
 
 pub mod activation;
 pub mod attention;
+pub mod batch_norm;
+pub mod convolution;
 pub mod cross_entropy;
+pub mod dropout;
 pub mod embedding;
 pub mod layer_norm;
 pub mod linear;
+pub mod lora;
+pub mod nf4;
 pub mod product;
 pub mod profile;
 pub mod rms_norm;

@@ -258,7 +258,7 @@ fn part_flops(shape: &ModelShape, extent: Extent, recompute: Recompute, part: Pa
         Part::AttentionForward => Some(forward * attention),
         Part::AttentionBackward => Some(2.5 * attention),
         Part::Head => Some(6.0 * tokens * (width * shape.vocab_size()) as f64),
-        Part::Embedding | Part::Norm | Part::Activation | Part::Optimizer => None,
+        Part::Embedding | Part::Norm | Part::Activation | Part::Adapters | Part::Optimizer => None,
     }
 }
 

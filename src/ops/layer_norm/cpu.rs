@@ -44,12 +44,21 @@ pub fn scratch_len(rows: usize, width: usize) -> usize {
     rows.div_ceil(rows_a_part(rows)) * 2 * width
 }
 
-/// Gradients of [`forward`] for dy [R, C]: dx [R, C] (accumulating adds to the residual stream's), dweight and dbias [C].
-pub fn backward(saved: Saved, dy: &[f32], dx: Gradient, dweight: Gradient, dbias: Gradient, scratch: &mut [f32]) {
-    let Saved { x, weight, mean, rstd } = saved;
+/// Gradients of [`forward`] for dy [R, C]: dx [R, C] (accumulating adds to the residual stream's), dweight and dbias [C],
+/// which frozen parameters do without.
+pub fn backward<'a>(
+    saved: Saved,
+    dy: &[f32],
+    dx: Gradient,
+    dweight: impl std::convert::Into<Option<Gradient<'a>>>,
+    dbias: impl std::convert::Into<Option<Gradient<'a>>>,
+    scratch: &mut [f32],
+) {
+    let (Saved { x, weight, mean, rstd }, dweight, dbias) = (saved, dweight.into(), dbias.into());
     let (level, width) = (Level::current(), weight.len());
     let rows = mean.len();
-    assert!(width > 0 && dweight.data.len() == width && dbias.data.len() == width, "layer norm: parameter gradients");
+    let fits = |gradient: &Option<Gradient>| gradient.as_ref().is_none_or(|gradient| gradient.data.len() == width);
+    assert!(width > 0 && fits(&dweight) && fits(&dbias), "layer norm: parameter gradients");
     let total = rows * width;
     assert!(
         x.len() == total && dy.len() == total && dx.data.len() == total && rstd.len() == rows,
@@ -68,8 +77,11 @@ pub fn backward(saved: Saved, dy: &[f32], dx: Gradient, dweight: Gradient, dbias
             let (dweight, dbias) = sums.split_at_mut(width);
             backward_rows(level, x, dy, weight, mean, rstd, dx, dx_into, dweight, dbias);
         });
-    add_parts(level, scratch, 2 * width, 0, dweight);
-    add_parts(level, scratch, 2 * width, width, dbias);
+    for (from, gradient) in [(0, dweight), (width, dbias)] {
+        if let Some(gradient) = gradient {
+            add_parts(level, scratch, 2 * width, from, gradient);
+        }
+    }
 }
 
 kernel! {

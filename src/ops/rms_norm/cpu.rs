@@ -33,12 +33,19 @@ pub fn scratch_len(rows: usize, width: usize) -> usize {
     rows.div_ceil(rows_a_part(rows)) * width
 }
 
-/// Gradients of [`forward`] for dy [R, C]: dx [R, C] (accumulating adds to the residual stream's) and dweight [C].
-pub fn backward(saved: Saved, dy: &[f32], dx: Gradient, dweight: Gradient, scratch: &mut [f32]) {
-    let Saved { x, weight, rstd } = saved;
+/// Gradients of [`forward`] for dy [R, C]: dx [R, C] (accumulating adds to the residual stream's) and dweight [C], which
+/// a frozen weight does without.
+pub fn backward<'a>(
+    saved: Saved,
+    dy: &[f32],
+    dx: Gradient,
+    dweight: impl std::convert::Into<Option<Gradient<'a>>>,
+    scratch: &mut [f32],
+) {
+    let (Saved { x, weight, rstd }, dweight) = (saved, dweight.into());
     let (level, width, rows) = (Level::current(), weight.len(), rstd.len());
     let total = rows * width;
-    assert!(width > 0 && dweight.data.len() == width, "rms norm: the weight's gradient");
+    assert!(width > 0 && dweight.as_ref().is_none_or(|d| d.data.len() == width), "rms norm: the weight's gradient");
     assert!(x.len() == total && dy.len() == total && dx.data.len() == total, "rms norm: lengths");
     let scratch = &mut scratch[..scratch_len(rows, width)];
     let part = rows_a_part(rows);
@@ -52,7 +59,9 @@ pub fn backward(saved: Saved, dy: &[f32], dx: Gradient, dweight: Gradient, scrat
             dweight.fill(0.0);
             backward_rows(level, x, dy, weight, rstd, dx, dx_into, dweight);
         });
-    add_parts(level, scratch, width, 0, dweight);
+    if let Some(dweight) = dweight {
+        add_parts(level, scratch, width, 0, dweight);
+    }
 }
 
 kernel! {
