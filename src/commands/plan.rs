@@ -4,6 +4,7 @@ use super::adapted::{Adapted, Base};
 use super::prepare::{Prepared, prepare};
 use super::setup::Initial;
 use super::{ConfigChoice, Ending, doctor, print_json};
+use crate::model::Extent;
 use crate::ops::product::Precision;
 use crate::params::Layout;
 use crate::train::{GIB, Peak, short};
@@ -47,10 +48,11 @@ impl Memory {
 /// The memory of a run's tensors; the program itself and the data queue come to that (some 0.1 GiB).
 pub fn memory(prepared: &Prepared, layout: &Layout) -> Result<Memory> {
     let train = &prepared.config.train;
+    let extent = Extent { rows: train.micro_batch, time: train.sequence_length };
     let (mut base, mut adapters) = (0, 0);
     if let Some(adapted) = &prepared.adapted {
         base = adapted.base_bytes(&prepared.model)?;
-        adapters = adapted.working_bytes(&prepared.model, train.micro_batch * train.sequence_length)?;
+        adapters = adapted.working_bytes(&prepared.model, extent.tokens())?;
     }
     Ok(Memory {
         base,
@@ -60,7 +62,7 @@ pub fn memory(prepared: &Prepared, layout: &Layout) -> Result<Memory> {
         },
         gradients: 4 * layout.len(),
         optimizer: prepared.optimizer.state_bytes_per_parameter() * layout.len(),
-        activations: adapters + prepared.model.working_bytes(train.micro_batch, train.sequence_length, train.recompute),
+        activations: adapters + prepared.model.working_bytes(extent, train.recompute, prepared.precision),
     })
 }
 

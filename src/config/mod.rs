@@ -79,7 +79,7 @@ impl Architecture {
 }
 
 /// The model: loaded from `init`, or built from scratch with the given shape.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ModelConfig {
     /// `None`: the one that `init` is of.
     pub arch: Option<Architecture>,

@@ -13,6 +13,7 @@ pub mod llama;
 #[cfg(test)]
 mod precision_tests;
 mod shape;
+mod stored;
 mod twin;
 pub mod weights;
 

@@ -8,9 +8,11 @@
 mod flat;
 mod frozen;
 mod layout;
+mod pages;
 mod store;
 
 pub use flat::{on_cpu, slice, slice_mut};
 pub use frozen::{Adaptation, Frozen, FrozenTensor, NF4_BLOCK, NF4_SCALES, Nf4};
 pub use layout::{ALIGNMENT, Layout, Parameter, ParameterSpec};
-pub use store::{GradientSlots, ParameterStore, Weights, WeightsMut};
+pub use pages::{filled, zeros};
+pub use store::{GradientSlots, ParameterStore, Weights, WeightsMut, zeros_on};

@@ -2,7 +2,7 @@
 
 use super::frozen::{Frozen, FrozenTensor};
 use super::layout::Layout;
-use super::{on_cpu, slice, slice_mut};
+use super::{filled, on_cpu, slice, slice_mut, zeros};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use half::bf16;
 use rayon::prelude::*;
@@ -18,6 +18,14 @@ pub struct ParameterStore {
     written: Vec<bool>,
     /// The base beside which the weights are adapters.
     frozen: Option<Arc<Frozen>>,
+}
+
+/// A flat f32 tensor of `len` zeros on `device`, in main memory on large pages.
+pub fn zeros_on(len: usize, device: &Device) -> Result<Tensor> {
+    match device {
+        Device::Cpu => Tensor::from_vec(zeros(len), len, device),
+        device => Tensor::zeros(len, DType::F32, device),
+    }
 }
 
 /// The weights as a model reads them.
@@ -66,8 +74,7 @@ pub struct WeightsMut<'a> {
 impl ParameterStore {
     /// Storages of zeros on `device`.
     pub fn new(layout: Arc<Layout>, device: &Device) -> Result<Self> {
-        let weights = Tensor::zeros(layout.len(), DType::F32, device)?;
-        let gradients = Tensor::zeros(layout.len(), DType::F32, device)?;
+        let [weights, gradients] = [zeros_on(layout.len(), device)?, zeros_on(layout.len(), device)?];
         let written = vec![false; layout.parameters().len()];
         Ok(Self { layout, weights, rounded: None, gradients, written, frozen: None })
     }
@@ -77,7 +84,7 @@ impl ParameterStore {
         if !self.device().is_cpu() {
             bail!("the bf16 copy of the weights is kept on the CPU alone, not on {:?}", self.device().location());
         }
-        self.rounded.get_or_insert_with(|| vec![bf16::ZERO; self.layout.len()]);
+        self.rounded.get_or_insert_with(|| filled(bf16::ZERO, self.layout.len()));
         self.round_weights()
     }
 
@@ -115,7 +122,12 @@ impl ParameterStore {
 
     /// Replaces all weights; `numbers` are laid out by the layout, with zeros in its gaps.
     pub fn set_weights(&mut self, numbers: Vec<f32>) -> Result<()> {
-        self.weights = Tensor::from_vec(numbers, self.layout.len(), self.weights.device())?;
+        if self.device().is_cpu() {
+            // Into the store's own pages.
+            slice_mut(&self.weights, |weights| weights.copy_from_slice(&numbers))?;
+        } else {
+            self.weights = Tensor::from_vec(numbers, self.layout.len(), self.weights.device())?;
+        }
         self.round_weights()
     }
 

@@ -3,7 +3,7 @@
 use super::ModelShape;
 use crate::ops::dropout::{Draw, Mask};
 use crate::ops::product::Numbers;
-use crate::ops::{Gradient, lora};
+use crate::ops::{Gradient, Values, lora};
 use crate::params::{GradientSlots, Layout, Weights};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -90,7 +90,7 @@ impl Adapters {
         slots: &mut GradientSlots,
         draw: Option<Draw>,
         x: impl Into<Numbers<'a>>,
-        dy: &[f32],
+        dy: Values,
         dx: &mut [f32],
     ) {
         let Some(place) = self.places[index] else { return };

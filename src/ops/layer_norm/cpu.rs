@@ -3,16 +3,29 @@
 use super::Saved;
 use crate::ops::parallel::{add_parts, rows_a_part, rows_a_piece};
 use crate::ops::simd::{LANES, Level, kernel, lanes_sum, sum_of};
-use crate::ops::{Gradient, Into};
+use crate::ops::values::each_kind;
+use crate::ops::{Gradient, Into, Number, ValuesMut};
 use rayon::prelude::*;
 
 /// Normalises x [R, C] into y [R, C]; mean and rstd [R] are for [`backward`]. C is `weight.len()`.
-pub fn forward(
+pub fn forward<'a>(
     x: &[f32],
     weight: &[f32],
     bias: &[f32],
     epsilon: f32,
-    y: &mut [f32],
+    y: impl std::convert::Into<ValuesMut<'a>>,
+    mean: &mut [f32],
+    rstd: &mut [f32],
+) {
+    each_kind!(ValuesMut, y.into(), y => forward_to(x, weight, bias, epsilon, y, mean, rstd));
+}
+
+fn forward_to<N: Number>(
+    x: &[f32],
+    weight: &[f32],
+    bias: &[f32],
+    epsilon: f32,
+    y: &mut [N],
     mean: &mut [f32],
     rstd: &mut [f32],
 ) {
@@ -72,8 +85,8 @@ pub fn backward<'a>(
 }
 
 kernel! {
-    fn forward_rows(
-        x: &[f32], weight: &[f32], bias: &[f32], epsilon: f32, y: &mut [f32], mean: &mut [f32], rstd: &mut [f32],
+    fn forward_rows<N>(
+        x: &[f32], weight: &[f32], bias: &[f32], epsilon: f32, y: &mut [N], mean: &mut [f32], rstd: &mut [f32],
     ) {
         let width = weight.len();
         let rows = x.chunks_exact(width).zip(y.chunks_exact_mut(width)).zip(mean.iter_mut().zip(rstd));
@@ -82,7 +95,7 @@ kernel! {
             let variance = sum_of(x, |x| (x - mean) * (x - mean)) / width as f32;
             let rstd = 1.0 / (variance + epsilon).sqrt();
             for (((y, x), weight), bias) in y.iter_mut().zip(x).zip(weight).zip(bias) {
-                *y = (x - mean) * rstd * weight + bias;
+                *y = N::round((x - mean) * rstd * weight + bias);
             }
             (*mean_out, *rstd_out) = (mean, rstd);
         }
@@ -141,6 +154,7 @@ mod tests {
     use super::super::reference;
     use super::*;
     use crate::ops::testing::*;
+    use half::bf16;
 
     const EPSILON: f32 = 1e-5;
 
@@ -189,6 +203,20 @@ mod tests {
                         assert_close(&format!("{name} {rows}x{width} {level:?} {into:?}"), actual, expected, tolerance);
                     }
                 }
+            });
+        }
+    }
+
+    #[test]
+    fn written_in_bf16_the_result_is_that_in_f32_rounded_once() {
+        for (rows, width) in [(1, 1), (5, 7), (70, 129)] {
+            let (x, weight, bias, _) = problem(rows, width);
+            let [expected, ..] = run(rows, width, Into::Overwrite, 0.0);
+            at_every_level(|level| {
+                let (mut y, [mut mean, mut rstd]) = (vec![bf16::ONE; x.len()], [(); 2].map(|()| vec![0.0; rows]));
+                forward(&x, &weight, &bias, EPSILON, &mut y[..], &mut mean, &mut rstd);
+                let same = |(y, &e): (&bf16, &f32)| y.to_bits() == bf16::from_f32(e).to_bits();
+                assert!(y.iter().zip(&expected).all(same), "{rows}x{width} {level:?}");
             });
         }
     }

@@ -2,7 +2,7 @@
 
 use super::Adapter;
 use crate::ops::product::{Matrix, Numbers, Operand, Precision, Size, Threads, multiply_in};
-use crate::ops::{Gradient, Into, dropout};
+use crate::ops::{Gradient, Into, Values, dropout};
 
 /// Elements of scratch that [`forward`] and [`backward`] need for `rows` rows.
 pub fn scratch_len(rows: usize, inputs: usize, rank: usize, dropout: bool) -> usize {
@@ -25,14 +25,14 @@ pub fn forward<'a>(x: impl std::convert::Into<Numbers<'a>>, adapter: Adapter, y:
 /// dA and dB as their gradients say, dx [R, I] += the part that passes through the adapter.
 pub fn backward<'a>(
     x: impl std::convert::Into<Numbers<'a>>,
-    dy: &[f32],
+    dy: impl std::convert::Into<Values<'a>>,
     adapter: Adapter,
     da: Gradient,
     db: Gradient,
     dx: &mut [f32],
     scratch: &mut [f32],
 ) {
-    let (x, Adapter { rank, inputs, outputs, scaling, .. }) = (x.into(), adapter);
+    let (x, dy, Adapter { rank, inputs, outputs, scaling, .. }) = (x.into(), Numbers::from(dy.into()), adapter);
     let rows = check(adapter, x, dy.len());
     assert_eq!(dx.len(), rows * inputs, "lora: dx is not [R, I]");
     assert!(
@@ -40,14 +40,14 @@ pub fn backward<'a>(
         "lora: dA is not [r, I] or dB not [O, r]"
     );
     let (hidden, d_hidden, dropped) = parts(adapter, rows, scratch);
-    let dy = Operand::row_major(dy, outputs);
+    let dy = dy.row_major(outputs);
     {
         let x = input(adapter, x, &mut *dropped);
         down(adapter, rows, x, hidden);
         let size = Size { m: outputs, k: rows, n: rank };
-        product(size, dy.transposed().into(), Operand::row_major(hidden, rank).into(), scaling, db.data, db.into);
+        product(size, dy.transposed(), Operand::row_major(hidden, rank).into(), scaling, db.data, db.into);
         let size = Size { m: rows, k: outputs, n: rank };
-        product(size, dy.into(), Operand::row_major(adapter.b, rank).into(), scaling, d_hidden, Into::Overwrite);
+        product(size, dy, Operand::row_major(adapter.b, rank).into(), scaling, d_hidden, Into::Overwrite);
         let size = Size { m: rank, k: rows, n: inputs };
         let transposed = Operand::row_major(d_hidden, rank).transposed();
         product(size, transposed.into(), x.row_major(inputs), 1.0, da.data, da.into);

@@ -21,7 +21,7 @@ mod tile_x86;
 mod widen;
 
 use crate::params::{FrozenTensor, Nf4};
-pub use convert::{narrow, to_bf16};
+pub use convert::narrow;
 use half::{bf16, f16};
 pub use instructions::Instructions;
 
