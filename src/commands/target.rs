@@ -37,7 +37,29 @@ pub fn model_folder(run: &Path) -> PathBuf {
     run.join("model")
 }
 
+/// The checkpoint that a run's file `best` or `latest` names.
+fn named_checkpoint(file: &Path) -> Result<PathBuf> {
+    let name = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    Ok(file.with_file_name("checkpoints").join(name.trim()))
+}
+
 impl Target {
+    /// The checkpoint of a run's lowest validation loss.
+    ///
+    /// # Errors
+    /// When the run keeps none.
+    pub fn open_best(run: &str) -> Result<Self> {
+        let best = Path::new(run).join("best");
+        if !best.is_file() {
+            let message = format!(
+                "{run} has no best checkpoint: it keeps one where `train.keep_best` is true and a validation loss was \
+                 taken"
+            );
+            return Err(ConfigError::flag("--best", message).into());
+        }
+        Self::open(&best.to_string_lossy())
+    }
+
     /// Finds out what `text` names.
     ///
     /// # Errors
@@ -49,6 +71,10 @@ impl Target {
             rejected.iter().for_each(|why| eprintln!("passing over a checkpoint that is not valid: {why}"));
             let Some(newest) = newest else { bail!("the run {text} has no valid checkpoint yet") };
             return Self::of_checkpoint(text, path, newest);
+        }
+        if path.file_name().is_some_and(|name| name == "best" || name == "latest") && path.is_file() {
+            let folder = named_checkpoint(path)?;
+            return Self::open(&folder.to_string_lossy());
         }
         if path.join("manifest.json").is_file() || path.join("state.json").is_file() {
             checkpoint::verify(path).with_context(|| format!("the checkpoint {text} is not valid"))?;
