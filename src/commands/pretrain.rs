@@ -109,11 +109,9 @@ fn pretrain(options: &Options) -> Result<Ending> {
     let parts = Parts { store, optimizer, stream, validation, state, base };
     let fresh = first == 0;
     let before = match &prepared.held_out {
-        Some(held_out) if fresh && options.stage == Stage::Finetune => {
-            Some(parts.store.read_on_cpu(|weights| {
-                quickstart::examine(held_out, &prepared, &layout, weights, verbosity, " before fine-tuning")
-            })??)
-        }
+        Some(held_out) if fresh && options.stage == Stage::Finetune => Some(parts.store.read_on_cpu(|weights| {
+            quickstart::examine(held_out, &prepared, &layout, weights, verbosity, " before fine-tuning")
+        })??),
         _ => None,
     };
     let look_first = fresh && options.stage == Stage::Finetune;

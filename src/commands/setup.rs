@@ -182,6 +182,11 @@ pub fn model_plan(
             ensure!(folder.is_dir(), "`model.init`: there is no folder {}", folder.display());
             let target = Target::open(&folder.to_string_lossy()).context("`model.init`")?;
             if let Weights::Checkpoint(checkpoint) = target.weights {
+                ensure!(
+                    target.adapted.is_none(),
+                    "`model.init`: {} trained adapters: `vrtrain export --merge` makes a model of it first",
+                    folder.display()
+                );
                 let plan = ModelPlan { config: target.config, initial: Initial::OtherRun(checkpoint) };
                 return check_architecture(model, plan);
             }
