@@ -6,9 +6,11 @@
 use super::Gpt2Config;
 use super::block::{Model, Saved, Shared};
 use crate::config::Recompute;
+use crate::model::adapter::Adapters;
 use crate::model::extent::{Extent, Rows, place};
 use crate::model::stored::{Stored, fit, stored_size};
-use crate::model::{Batch, Documents, Labels, LossSum};
+use crate::model::{Batch, Documents, Labels, LossSum, ModelShape};
+use crate::ops::dropout::Draw;
 use crate::ops::product::Precision;
 use crate::ops::profile::{Part, timed};
 use crate::ops::{Gradient, attention, cross_entropy, embedding, layer_norm};
@@ -24,6 +26,8 @@ pub struct Gpt2Cpu {
     pub(super) buffers: Buffers,
     /// The working memory of a decoding step.
     pub(super) decoding: super::decode::Rows,
+    /// What dropout draws in the next backward passes.
+    pub draw: Option<Draw>,
 }
 
 /// All working memory. Lengths are those of the last micro-batch, capacities those of the largest.
@@ -158,10 +162,11 @@ fn scratch_len(model: &Model, extent: Extent) -> usize {
 
 impl Gpt2Cpu {
     pub fn new(config: Gpt2Config, layout: Arc<Layout>, recompute: Recompute, precision: Precision) -> Self {
+        let (layout, adapters) = Adapters::of(&ModelShape::Gpt2(config.clone()), &layout);
         let parameters = config.parameters(&layout);
         let buffers = Buffers::new(&config, recompute, precision);
-        let model = Model { config, layout, parameters, precision };
-        Self { model, recompute, buffers, decoding: Default::default() }
+        let model = Model { config, layout, adapters, parameters, precision };
+        Self { model, recompute, buffers, decoding: Default::default(), draw: None }
     }
 
     /// Bytes of working memory of a training step: what [`Buffers::fit_forward`] and [`Buffers::fit_backward`] make.
@@ -179,20 +184,27 @@ impl Gpt2Cpu {
             + size_of::<f32>() * (saved + around + backward)
             + size_of::<u32>()
             + size_of::<f64>();
-        let model = Model { config: config.clone(), layout, parameters, precision };
+        let model = Model { config: config.clone(), layout, adapters: None, parameters, precision };
         extent.tokens() * a_token + size_of::<f32>() * scratch_len(&model, extent)
     }
 
     /// Runs all blocks and the final norm; the results stay in the buffers.
-    fn forward(&mut self, weights: Weights, inputs: &[u32], extent: Extent, documents: Documents) -> Result<()> {
+    fn forward(
+        &mut self,
+        weights: Weights,
+        inputs: &[u32],
+        extent: Extent,
+        documents: Documents,
+        draw: Option<Draw>,
+    ) -> Result<()> {
         let Self { model, buffers, .. } = self;
         buffers.fit_forward(model, extent);
         let Buffers { positions, stream, saved, normed, mean, rstd, shared, .. } = buffers;
         place(documents, extent, positions);
-        let rows = Rows { extent, positions, documents };
+        let rows = Rows { extent, positions, documents, draw };
         let table = model.weight(weights, model.parameters.position_embedding);
         let positions = embedding::Positions { table, places: positions };
-        let table = model.weight(weights, model.parameters.token_embedding);
+        let table = model.table(weights, model.parameters.token_embedding);
         let width = model.config.n_embd;
         timed(Part::Embedding, || embedding::forward(inputs, table, Some(positions), width, &mut stream[0]))?;
         for (layer, block) in model.parameters.blocks.iter().enumerate() {
@@ -207,7 +219,7 @@ impl Gpt2Cpu {
     /// The loss alone; each target's negative log-likelihood is in the slice that is given back (0 where ignored).
     pub fn loss(&mut self, weights: Weights, batch: Batch) -> Result<(LossSum, &[f64])> {
         let extent = batch.extent();
-        self.forward(weights, batch.inputs, extent, batch.documents)?;
+        self.forward(weights, batch.inputs, extent, batch.documents, None)?;
         let Buffers { normed, nll, shared, .. } = &mut self.buffers;
         let head = self.model.head(weights);
         let loss = timed(Part::Head, || cross_entropy::forward(normed, head, batch.targets, nll, &mut shared.scratch))?;
@@ -222,12 +234,12 @@ impl Gpt2Cpu {
         batch: Batch,
         labels: Labels,
     ) -> Result<LossSum> {
-        let extent = batch.extent();
-        self.forward(weights, batch.inputs, extent, batch.documents)?;
+        let (extent, draw) = (batch.extent(), self.draw);
+        self.forward(weights, batch.inputs, extent, batch.documents, draw)?;
         let Self { model, recompute, buffers, .. } = self;
         buffers.fit_backward(model);
         let Buffers { positions, stream, saved, normed, mean, rstd, nll, d_stream, shared, .. } = buffers;
-        let rows = Rows { extent, positions, documents: batch.documents };
+        let rows = Rows { extent, positions, documents: batch.documents, draw };
         let layers = model.config.n_layer;
 
         let labels = match labels {
@@ -236,7 +248,7 @@ impl Gpt2Cpu {
         };
         let Shared { d_narrow, scratch, .. } = shared;
         let loss = timed(Part::Head, || {
-            let d_head = Some(slots.slot(model.parameters.head).into());
+            let d_head = model.adapters.is_none().then(|| slots.slot(model.parameters.head).into());
             cross_entropy::forward_backward(normed, model.head(weights), labels, nll, d_narrow, d_head, scratch)
         })?;
         let (norm, statistics) = (model.parameters.norm_final, (&mean[..], &rstd[..]));
@@ -254,19 +266,20 @@ impl Gpt2Cpu {
             model.block_backward(weights, slots, block, rows, x, saved, d_stream, shared);
         }
 
-        let width = model.config.n_embd;
-        timed(Part::Embedding, || {
-            embedding::backward(batch.inputs, d_stream, width, slots.slot(model.parameters.token_embedding).into())
-        })?;
-        let d_positions = slots.slot(model.parameters.position_embedding).into();
-        timed(Part::Embedding, || embedding::backward(positions, d_stream, width, d_positions))?;
+        if model.adapters.is_none() {
+            let width = model.config.n_embd;
+            let d_tokens = slots.slot(model.parameters.token_embedding).into();
+            timed(Part::Embedding, || embedding::backward(batch.inputs, d_stream, width, d_tokens))?;
+            let d_positions = slots.slot(model.parameters.position_embedding).into();
+            timed(Part::Embedding, || embedding::backward(positions, d_stream, width, d_positions))?;
+        }
         Ok(loss.into())
     }
 
     /// The final norm's output [rows * time, C] for `inputs`.
     pub fn hidden(&mut self, weights: Weights, inputs: &[u32], rows: usize) -> Result<&[f32]> {
         let extent = Extent { rows, time: inputs.len() / rows.max(1) };
-        self.forward(weights, inputs, extent, Documents::Whole)?;
+        self.forward(weights, inputs, extent, Documents::Whole, None)?;
         Ok(&self.buffers.normed)
     }
 

@@ -6,9 +6,11 @@
 use super::LlamaConfig;
 use super::block::{Model, Past, Saved, Shared};
 use crate::config::Recompute;
+use crate::model::adapter::Adapters;
 use crate::model::extent::{Rows, place};
 use crate::model::stored::{Stored, fit, stored_size};
-use crate::model::{Batch, Documents, Extent, Labels, LossSum};
+use crate::model::{Batch, Documents, Extent, Labels, LossSum, ModelShape};
+use crate::ops::dropout::Draw;
 use crate::ops::product::Precision;
 use crate::ops::profile::{Part, timed};
 use crate::ops::{Gradient, attention, cross_entropy, embedding, rms_norm, rotary};
@@ -21,6 +23,8 @@ pub struct LlamaCpu {
     pub(super) model: Model,
     recompute: Recompute,
     pub(super) buffers: Buffers,
+    /// What dropout draws in the next backward passes.
+    pub draw: Option<Draw>,
 }
 
 /// All working memory. Lengths are those of the last micro-batch, capacities those of the largest.
@@ -182,11 +186,12 @@ fn training_scratch_len(config: &LlamaConfig, extent: Extent) -> usize {
 
 impl LlamaCpu {
     pub fn new(config: LlamaConfig, layout: Arc<Layout>, recompute: Recompute, precision: Precision) -> Self {
+        let (layout, adapters) = Adapters::of(&ModelShape::Llama(config.clone()), &layout);
         let parameters = config.parameters(&layout);
         let rotation = rotary::Table::new(config.rope_theta, config.head_dim, 0, config.rope_scaling);
         let buffers = Buffers::new(&config, recompute, precision);
-        let model = Model { config, layout, parameters, rotation, precision };
-        Self { model, recompute, buffers }
+        let model = Model { config, layout, adapters, parameters, rotation, precision };
+        Self { model, recompute, buffers, draw: None }
     }
 
     /// The model's shape.
@@ -229,6 +234,7 @@ impl LlamaCpu {
         inputs: &[u32],
         extent: Extent,
         documents: Documents,
+        draw: Option<Draw>,
         past: &mut Past,
     ) -> Result<()> {
         let scratch_len = match past {
@@ -248,8 +254,8 @@ impl LlamaCpu {
         buffers.fit_forward(&model.config, extent, model.precision);
         buffers.fit_scratch(scratch_len);
         let Buffers { positions, stream, saved, normed, rstd, shared, .. } = buffers;
-        let rows = Rows { extent, positions, documents };
-        let table = model.weight(weights, model.parameters.token_embedding);
+        let rows = Rows { extent, positions, documents, draw };
+        let table = model.table(weights, model.parameters.token_embedding);
         timed(Part::Embedding, || embedding::forward(inputs, table, None, model.config.n_embd, &mut stream[0]))?;
         for layer in 0..model.config.n_layer {
             let (x, y) = neighbours(stream, layer);
@@ -263,7 +269,7 @@ impl LlamaCpu {
     /// The loss alone; each target's negative log-likelihood is in the slice that is given back (0 where ignored).
     pub fn loss(&mut self, weights: Weights, batch: Batch) -> Result<(LossSum, &[f64])> {
         let extent = batch.extent();
-        self.forward(weights, batch.inputs, extent, batch.documents, &mut Past::None)?;
+        self.forward(weights, batch.inputs, extent, batch.documents, None, &mut Past::None)?;
         let Self { model, buffers, .. } = self;
         buffers.fit_scratch(cross_entropy::scratch_len(extent.tokens(), model.config.vocab_size));
         let Buffers { normed, nll, shared, .. } = buffers;
@@ -282,14 +288,14 @@ impl LlamaCpu {
         batch: Batch,
         labels: Labels,
     ) -> Result<LossSum> {
-        let extent = batch.extent();
-        self.forward(weights, batch.inputs, extent, batch.documents, &mut Past::None)?;
-        let Self { model, recompute, buffers } = self;
+        let (extent, draw) = (batch.extent(), self.draw);
+        self.forward(weights, batch.inputs, extent, batch.documents, draw, &mut Past::None)?;
+        let Self { model, recompute, buffers, .. } = self;
         buffers.fit_backward(&model.config, extent, model.precision);
         buffers.fit_scratch(training_scratch_len(&model.config, extent));
         let Buffers { positions, stream, saved, normed, rstd, nll, d_stream, shared } = buffers;
         nll.resize(extent.tokens(), 0.0);
-        let rows = Rows { extent, positions, documents: batch.documents };
+        let rows = Rows { extent, positions, documents: batch.documents, draw };
         let (layers, width) = (model.config.n_layer, model.config.n_embd);
 
         let labels = match labels {
@@ -298,7 +304,7 @@ impl LlamaCpu {
         };
         let Shared { d_normed, scratch, .. } = shared;
         let loss = timed(Part::Head, || {
-            let d_head = Some(slots.slot(model.parameters.head).into());
+            let d_head = model.adapters.is_none().then(|| slots.slot(model.parameters.head).into());
             cross_entropy::forward_backward(normed, model.head(weights), labels, nll, d_normed, d_head, scratch)
         })?;
         let (norm, input) = (model.parameters.norm_final, (&stream[layers][..], &rstd[..]));
@@ -314,9 +320,10 @@ impl LlamaCpu {
             }
             model.block_backward(weights, slots, block, rows, x, saved, d_stream, shared);
         }
-        timed(Part::Embedding, || {
-            embedding::backward(batch.inputs, d_stream, width, slots.slot(model.parameters.token_embedding).into())
-        })?;
+        if model.adapters.is_none() {
+            let d_tokens = slots.slot(model.parameters.token_embedding).into();
+            timed(Part::Embedding, || embedding::backward(batch.inputs, d_stream, width, d_tokens))?;
+        }
         Ok(loss.into())
     }
 }
