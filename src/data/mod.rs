@@ -4,6 +4,7 @@
 //! and cuts rows of T+1 tokens, and a [`Position`] names the next row for a checkpoint.
 
 mod bytes;
+mod chat_template;
 mod data_set;
 mod document;
 mod documents;
@@ -23,6 +24,7 @@ mod validation;
 mod tests;
 
 pub use bytes::{ByteSource, LocalFile, MemoryFile};
+pub use chat_template::{ChatTemplate, Message, ReplyOpening};
 pub use data_set::{DataSet, Summary};
 pub use document::{Document, Opening};
 pub use documents::documents_as_ids;

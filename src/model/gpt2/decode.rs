@@ -86,19 +86,20 @@ impl Gpt2Cpu {
         let [mean, rstd] = statistics;
         let table = model.weight(weights, model.parameters.position_embedding);
         let token_table = model.weight(weights, model.parameters.token_embedding);
-        for (sequence, row) in stream.chunks_exact_mut(width).enumerate() {
-            let positions = embedding::Positions { table, sequence: 1, first: cache.lengths()[sequence] - 1 };
-            embedding::forward(&tokens[sequence..=sequence], token_table, Some(positions), width, row)?;
+        let newest: Vec<(usize, usize)> = cache.newest().collect();
+        for ((row, token), &(_, position)) in stream.chunks_exact_mut(width).zip(tokens).zip(&newest) {
+            let positions = embedding::Positions { table, sequence: 1, first: position };
+            embedding::forward(std::slice::from_ref(token), token_table, Some(positions), width, row)?;
         }
         let shape = model.attention(Extent { rows: batch, time: 1 });
 
         for (layer, block) in model.parameters.blocks.iter().enumerate() {
             model.norm(weights, block.norm_1, stream, normed, mean, rstd);
             model.project(weights, block.attention_in, normed, None, qkv);
-            for (sequence, row) in qkv.chunks_exact(3 * width).enumerate() {
+            for (place, (row, &(sequence, position))) in qkv.chunks_exact(3 * width).zip(&newest).enumerate() {
                 let (key, value) = row[width..].split_at(width);
-                cache.put(layer, sequence, cache.lengths()[sequence] - 1, key, value);
-                query[sequence * width..][..width].copy_from_slice(&row[..width]);
+                cache.put(layer, sequence, position, key, value);
+                query[place * width..][..width].copy_from_slice(&row[..width]);
             }
             attention::decode(shape, shape.scale(), query, cache.layer(layer), mixed, scratch);
             model.project(weights, block.attention_out, mixed, Some(stream), residual);

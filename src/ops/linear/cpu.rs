@@ -1,8 +1,9 @@
 //! The linear layer on the CPU: products over the whole pool, bias and residual preset in y and accumulated onto.
 
+use super::few_rows::{self, FEW_ROWS};
 use super::{Dims, Orientation, Weight};
 use crate::ops::parallel::rows_a_piece;
-use crate::ops::product::{Matrix, Numbers, Operand, Size, Threads, multiply_in};
+use crate::ops::product::{Matrix, Numbers, Operand, Precision, Size, Threads, multiply_in};
 use crate::ops::simd::{Level, kernel};
 use crate::ops::{Gradient, Into};
 use rayon::prelude::*;
@@ -25,6 +26,12 @@ pub fn forward<'a>(
     assert_eq!(x.len(), rows * inputs, "linear: x is not [R, I]");
     assert!(bias.is_none_or(|bias| bias.len() == outputs), "linear: the bias is not [O]");
     assert!(residual.is_none_or(|residual| residual.len() == y.len()), "linear: the residual is not [R, O]");
+    if rows <= FEW_ROWS
+        && precision == Precision::F32
+        && let Numbers::F32(x) = x
+    {
+        return few_rows::forward(x, weight, bias, residual, y);
+    }
     let into = preset(bias, residual, y, outputs);
     let size = Size { m: rows, k: inputs, n: outputs };
     multiply_in(precision, Threads::All, size, x.row_major(inputs), in_out(weight), 1.0, y, outputs, into);
@@ -144,7 +151,6 @@ kernel! {
 mod tests {
     use super::super::reference;
     use super::*;
-    use crate::ops::product::Precision;
     use crate::ops::testing::*;
     use half::bf16;
 
