@@ -151,13 +151,15 @@ impl Step {
         let (qkv, dy) = (normal(1, rows * 3 * width), normal(2, rows * width));
         let (mut y, mut log_sum_exp, mut dqkv) = (dy.clone(), vec![0.0; rows * heads], qkv.clone());
         let mut scratch = vec![0.0; attention::scratch_len(shape)];
+        let whole = attention::Documents::Whole;
         // Two products of T^2/2 * 2C operations a sequence forward, five backward.
         let product = (rows * sequence * width) as f64;
         self.measure("attention", layers, 2.0 * product, || {
-            attention::forward(shape, shape.scale(), Inputs::Fused(&qkv), &mut y, &mut log_sum_exp, &mut scratch);
+            let inputs = Inputs::Fused(&qkv);
+            attention::forward(shape, shape.scale(), inputs, whole, &mut y, &mut log_sum_exp, &mut scratch);
         });
         self.measure("attention backward", layers, 5.0 * product, || {
-            let saved = Saved { inputs: Inputs::Fused(&qkv), y: &y, log_sum_exp: &log_sum_exp };
+            let saved = Saved { inputs: Inputs::Fused(&qkv), documents: whole, y: &y, log_sum_exp: &log_sum_exp };
             attention::backward(shape, shape.scale(), saved, &dy, InputGradients::Fused(&mut dqkv), &mut scratch);
         });
         let (keys, values) = (&qkv[..sequence * width], &qkv[sequence * width..2 * sequence * width]);
@@ -172,15 +174,16 @@ impl Step {
     fn ends(&self) {
         let Self { tokens: rows, sequence, width, vocabulary, .. } = *self;
         let ids: Vec<u32> = (0..rows).map(|r| (r * r * 97 % vocabulary) as u32).collect();
+        let places: Vec<u32> = (0..rows).map(|r| (r % sequence) as u32).collect();
         let (weight, table, x) = (normal(1, vocabulary * width), normal(2, 1024 * width), normal(3, rows * width));
         let (mut y, mut dweight, mut dtable) = (x.clone(), weight.clone(), table.clone());
         self.measure("embedding", 1, 0.0, || {
-            let positions = Positions { table: &table, sequence, first: 0 };
+            let positions = Positions { table: &table, places: &places };
             embedding::forward(&ids, &weight, Some(positions), width, &mut y).expect("ids inside the vocabulary");
         });
         self.measure("embedding backward", 1, 0.0, || {
             embedding::backward(&ids, &x, width, Gradient::accumulate(&mut dweight)).expect("as before");
-            embedding::backward_positions(&x, width, sequence, Gradient::accumulate(&mut dtable));
+            embedding::backward(&places, &x, width, Gradient::accumulate(&mut dtable)).expect("as before");
         });
         let head = Head { weight: (&weight).into(), vocabulary, width, precision: Precision::F32 };
         let mut scratch = vec![0.0; cross_entropy::scratch_len(rows, vocabulary)];

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use vrtrain::config::Recompute;
 use vrtrain::data::TextTokenizer;
 use vrtrain::generate::{Flow, Limits, Sampler, SamplingOptions, complete};
-use vrtrain::model::{Batch, Decoder, Engine, IGNORE, LossSum, ModelShape, weights};
+use vrtrain::model::{Batch, Decoder, Documents, Engine, IGNORE, LossSum, ModelShape, weights};
 use vrtrain::ops::product::Precision;
 use vrtrain::params::{Layout, ParameterStore, slice, slice_mut};
 
@@ -52,7 +52,10 @@ impl Model {
     fn loss(&mut self, ids: &[u32], from: usize) -> Result<LossSum> {
         let mut targets = ids[1..].to_vec();
         targets[..from - 1].fill(IGNORE);
-        self.engine.loss(&self.store, Batch { inputs: &ids[..ids.len() - 1], targets: &targets, rows: 1 })
+        self.engine.loss(
+            &self.store,
+            Batch { inputs: &ids[..ids.len() - 1], targets: &targets, rows: 1, documents: Documents::Whole },
+        )
     }
 
     /// The likeliest `count` tokens after `prompt`, with the cache of keys and values.

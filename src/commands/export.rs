@@ -32,7 +32,7 @@ pub fn run(target: &str, out: &Path) -> Result<Ending> {
     fs::create_dir(&folder)?;
 
     weights::write(&folder.join(weights::SINGLE), &layout, &numbers, target.config.name_prefix())?;
-    let config = target.config.to_hugging_face(target.end_of_text());
+    let config = target.config.to_hugging_face(target.text_marks());
     fs::write(folder.join("config.json"), serde_json::to_vec_pretty(&config)?)?;
     let generation = json!({ "bos_token_id": config["bos_token_id"], "eos_token_id": config["eos_token_id"] });
     fs::write(folder.join("generation_config.json"), serde_json::to_vec_pretty(&generation)?)?;

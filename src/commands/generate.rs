@@ -44,7 +44,8 @@ pub fn run(options: &Options) -> Result<Ending> {
     let store = target.load()?;
     let mut model = Decoder::new(&target.config, store.layout());
     let mut end_of_text = target.config.end_of_text().to_vec();
-    end_of_text.extend(tokenizer.as_ref().map(TextTokenizer::end_of_text));
+    // Where documents follow each other without an end, the next one's begin is the end.
+    end_of_text.extend(tokenizer.iter().flat_map(|tokenizer| [tokenizer.end_of_text(), tokenizer.begin_of_text()]));
     let limits = Limits { max_new_tokens: options.max_new_tokens, end_of_text: &end_of_text };
     let prompts = [prompt];
     let completions = slice(store.weights(), |weights| {
@@ -66,7 +67,7 @@ pub fn run(options: &Options) -> Result<Ending> {
 }
 
 /// The prompt as ids, with what the tokenizer's own template puts around a text (LLaMA's begin-of-text; nothing for
-/// GPT-2). An empty one begins with the end-of-text token, as a document does.
+/// GPT-2). An empty one begins with the begin-of-text token, as a document does.
 fn prompt_ids(options: &Options, tokenizer: Option<&TextTokenizer>) -> Result<Vec<u32>> {
     if let Some(ids) = &options.prompt_ids {
         if ids.is_empty() {
@@ -81,7 +82,7 @@ fn prompt_ids(options: &Options, tokenizer: Option<&TextTokenizer>) -> Result<Ve
     let text = options.prompt.as_deref().unwrap_or("");
     let encoding = tokenizer.tokenizer().encode_fast(text, true).map_err(|error| anyhow::anyhow!(error));
     let ids = encoding.context("cannot tokenize the prompt")?.get_ids().to_vec();
-    Ok(if ids.is_empty() { vec![tokenizer.end_of_text()] } else { ids })
+    Ok(if ids.is_empty() { vec![tokenizer.begin_of_text()] } else { ids })
 }
 
 /// Turns tokens into what the user sees, as they come.

@@ -3,6 +3,7 @@
 use super::prepare::{Prepared, prepare};
 use super::setup::Initial;
 use super::{ConfigChoice, Ending, doctor, print_json};
+use crate::ops::product::Precision;
 use crate::params::Layout;
 use crate::train::{GIB, short};
 use anyhow::Result;
@@ -38,7 +39,10 @@ impl Memory {
 pub fn memory(prepared: &Prepared, layout: &Layout) -> Memory {
     let train = &prepared.config.train;
     Memory {
-        weights: 4 * layout.len(),
+        weights: match prepared.precision {
+            Precision::F32 => 4 * layout.len(),
+            Precision::Bf16 => 6 * layout.len(),
+        },
         gradients: 4 * layout.len(),
         optimizer: prepared.optimizer.state_bytes_per_parameter() * layout.len(),
         activations: prepared.model.working_bytes(train.micro_batch, train.sequence_length, train.recompute),

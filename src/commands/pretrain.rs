@@ -8,6 +8,7 @@ use crate::config::{ConfigError, RunConfig, changed_mathematics};
 use crate::data::{TokenStream, ValidationSet};
 use crate::generate::{Limits, SamplingOptions};
 use crate::model::{Decoder, Engine};
+use crate::ops::product::Precision;
 use crate::optim::Optimizer;
 use crate::params::{Layout, ParameterStore, on_cpu};
 use crate::train::checkpoint::{self, Checkpoints, State};
@@ -59,6 +60,9 @@ fn pretrain(options: &Options) -> Result<Ending> {
         None => prepared.initial.load(&prepared.model, &layout, prepared.config.seed, &mut weights)?,
     }
     store.set_weights(weights)?;
+    if prepared.precision == Precision::Bf16 {
+        store.keep_rounded()?;
+    }
     let mut optimizer = prepared.optimizer.build(&layout, &prepared.device)?;
     if let Some((state, folder)) = &resumed {
         check_state(state, &prepared, folder)?;
@@ -182,8 +186,8 @@ fn check_state(state: &State, prepared: &Prepared, folder: &Path) -> Result<()> 
 fn write_model_folder(prepared: &Prepared, folder: &Path) -> Result<()> {
     let write = || -> Result<()> {
         std::fs::create_dir_all(folder)?;
-        let end_of_text = prepared.tokenizer.as_ref().map(|tokenizer| tokenizer.end_of_text());
-        let config = serde_json::to_vec_pretty(&prepared.model.to_hugging_face(end_of_text))?;
+        let marks = prepared.tokenizer.as_ref().map(setup::text_marks);
+        let config = serde_json::to_vec_pretty(&prepared.model.to_hugging_face(marks))?;
         checkpoint::replace_file(&folder.join("config.json"), &config)?;
         match &prepared.tokenizer_files {
             TokenizerFiles::None => {}
@@ -319,10 +323,11 @@ const SAMPLE_TOKENS: usize = 64;
 fn sample(prepared: &Prepared, store: &ParameterStore) -> Result<String> {
     let Some(tokenizer) = &prepared.tokenizer else { return Ok("(no tokenizer)".into()) };
     let prompt = prepared.config.train.sample_prompt.as_deref().unwrap_or("");
-    let mut ids = vec![tokenizer.end_of_text()];
+    let mut ids = vec![tokenizer.begin_of_text()];
     ids.extend(tokenizer.encode(prompt)?);
     let mut model = Decoder::new(&prepared.model, store.layout());
-    let limits = Limits { max_new_tokens: SAMPLE_TOKENS, end_of_text: &[tokenizer.end_of_text()] };
+    let limits =
+        Limits { max_new_tokens: SAMPLE_TOKENS, end_of_text: &[tokenizer.end_of_text(), tokenizer.begin_of_text()] };
     let mut sampler = crate::generate::Sampler::new(SamplingOptions::GREEDY, prepared.model.vocab_size(), 0)?;
     let completions = on_cpu(store.weights(), |weights| {
         let on_token = &mut |_, _| Ok(crate::generate::Flow::Continue);

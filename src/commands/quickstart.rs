@@ -94,7 +94,7 @@ pub fn examine(
     let mut shown = Vec::new();
     for problems in held_out.0.chunks(EXAM_BATCH) {
         let prompt = |problem: &Problem| -> Result<Vec<u32>> {
-            let mut ids = vec![tokenizer.end_of_text()];
+            let mut ids = vec![tokenizer.begin_of_text()];
             ids.extend(tokenizer.encode(&problem.prompt())?);
             Ok(ids)
         };

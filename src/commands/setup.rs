@@ -6,7 +6,7 @@ use crate::data::{
     ByteSource, DataSet, Order, SourceFile, StreamSettings, TextTokenizer, ValidationSet, local_files, select,
 };
 use crate::hub::{Hub, HubFile, Listing, RemoteFile, RepoId, RepoKind};
-use crate::model::{ModelShape, weights};
+use crate::model::{ModelShape, TextMarks, weights};
 use crate::params::Layout;
 use anyhow::{Context, Result, bail, ensure};
 use std::cell::OnceCell;
@@ -327,4 +327,9 @@ pub fn validation_set(
     let settings = StreamSettings { order: Order::Sequential, ..stream_settings(config, vocabulary_size) };
     let set = ValidationSet::open(Arc::clone(set), tokenizer, &settings, *tokens, config.train.micro_batch);
     Ok(Some(set.context("the validation data")?))
+}
+
+/// The ids around a text, as the model's config.json names them.
+pub fn text_marks(tokenizer: &TextTokenizer) -> TextMarks {
+    TextMarks { begin: tokenizer.begin_of_text(), end: tokenizer.end_of_text() }
 }

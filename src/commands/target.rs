@@ -4,7 +4,7 @@ use super::setup;
 use crate::config::{ConfigError, looks_like_hub_id};
 use crate::data::TextTokenizer;
 use crate::hub::Hub;
-use crate::model::ModelShape;
+use crate::model::{ModelShape, TextMarks};
 use crate::params::{Layout, ParameterStore, slice_mut};
 use crate::train::{checkpoint, is_run};
 use anyhow::{Context, Result, bail};
@@ -101,8 +101,8 @@ impl Target {
         TextTokenizer::load(&self.folder).map(Some)
     }
 
-    /// The id of the end of a text, where it is known.
-    pub fn end_of_text(&self) -> Option<u32> {
-        self.tokenizer().ok().flatten().map(|tokenizer| tokenizer.end_of_text())
+    /// The ids around a text, where they are known.
+    pub fn text_marks(&self) -> Option<TextMarks> {
+        self.tokenizer().ok().flatten().as_ref().map(setup::text_marks)
     }
 }

@@ -1,9 +1,9 @@
-//! A document: the text between two end-of-text tokens.
+//! A document: the text between two begin-of-text tokens.
 
 /// Whether a text starts a document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opening {
-    /// It does: end-of-text goes before it.
+    /// It does: begin-of-text goes before it.
     Begins,
     /// It goes on where the text before it in the file stopped.
     Continues,

@@ -11,7 +11,7 @@ pub struct Position {
     pub unit: u64,
     /// Document (token files: row) in the unit, in the order of the visit.
     pub document: u64,
-    /// Token in the document, its end-of-text counted.
+    /// Token in the document, its begin-of-text counted.
     pub token: u64,
     /// The data and the settings that give the numbers above their meaning.
     pub identity: Identity,
@@ -28,7 +28,9 @@ pub struct Identity {
     pub text_column: Option<String>,
     /// SHA-256 of the tokenizer; absent for token files.
     pub tokenizer: Option<String>,
-    pub end_of_text: Option<u32>,
+    /// The id before each document; checkpoints of GPT-2 runs named it by its other use.
+    #[serde(alias = "end_of_text")]
+    pub begin_of_text: Option<u32>,
     pub sequence_length: u64,
     /// The seed if the order is shuffled.
     pub shuffle_seed: Option<u64>,
@@ -52,7 +54,7 @@ impl Position {
         compare("the content of the data files", short(Some(&then.content)), short(Some(&now.content)));
         compare("text_column", name(then.text_column.as_deref()), name(now.text_column.as_deref()));
         compare("the tokenizer", short(then.tokenizer.as_ref()), short(now.tokenizer.as_ref()));
-        compare("the end-of-text id", number(then.end_of_text), number(now.end_of_text));
+        compare("the begin-of-text id", number(then.begin_of_text), number(now.begin_of_text));
         compare("sequence_length", then.sequence_length.to_string(), now.sequence_length.to_string());
         compare("the seed of the shuffle", number(then.shuffle_seed), number(now.shuffle_seed));
         if !changes.is_empty() {

@@ -36,12 +36,15 @@ pub struct Batch {
     pub targets: Vec<u32>,
     pub rows: usize,
     pub sequence_length: usize,
+    /// [rows, sequence_length]: each token's place in its example, from 0 on; `None`: a row is one text.
+    pub places: Option<Vec<u32>>,
 }
 
 impl Batch {
     pub fn with_capacity(rows: usize, sequence_length: usize) -> Self {
         let len = rows * sequence_length;
-        Self { inputs: Vec::with_capacity(len), targets: Vec::with_capacity(len), rows: 0, sequence_length }
+        let (inputs, targets) = (Vec::with_capacity(len), Vec::with_capacity(len));
+        Self { inputs, targets, rows: 0, sequence_length, places: None }
     }
 
     /// Adds a row of `sequence_length` + 1 tokens.
@@ -114,7 +117,7 @@ impl TokenStream {
             content: data.digest().to_string(),
             text_column: data.text_column().map(String::from),
             tokenizer: tokenizer.map(|tokenizer| hexadecimal(&tokenizer.digest())),
-            end_of_text: tokenizer.map(TextTokenizer::end_of_text),
+            begin_of_text: tokenizer.map(TextTokenizer::begin_of_text),
             sequence_length: settings.sequence_length as u64,
             shuffle_seed: match settings.order {
                 Order::Sequential => None,

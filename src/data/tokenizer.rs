@@ -16,6 +16,7 @@ const END_OF_TEXT: &str = "<|endoftext|>";
 #[derive(Clone)]
 pub struct TextTokenizer {
     tokenizer: Tokenizer,
+    begin_of_text: u32,
     end_of_text: u32,
     vocabulary_size: usize,
     digest: [u8; 32],
@@ -25,7 +26,8 @@ impl TextTokenizer {
     /// Loads `path`: a tokenizer.json, or a folder with one, or with vocab.json and merges.txt (byte-level BPE).
     ///
     /// End-of-text is `<|endoftext|>`, else the eos_token that tokenizer_config.json or special_tokens_map.json beside
-    /// it names, else `</s>`. Truncation and padding that the file asks for are switched off, and BPE dropout too.
+    /// it names, else `</s>`. Begin-of-text, which goes before each document, is `<|endoftext|>` too, else the
+    /// bos_token that they name, else `<s>`, else end-of-text. Truncation and padding that the file asks for are switched off, and BPE dropout too.
     pub fn load(path: &Path) -> Result<Self> {
         let (file, folder) = match path.is_dir() {
             true => (path.join("tokenizer.json"), path),
@@ -46,20 +48,27 @@ impl TextTokenizer {
                 path.display()
             ),
         };
-        let named = named_end_of_text(folder)?;
-        let candidates: Vec<&str> = [Some(END_OF_TEXT), named.as_deref(), Some("</s>")].into_iter().flatten().collect();
-        let Some(end_of_text) = candidates.iter().find_map(|token| tokenizer.token_to_id(token)) else {
+        let candidates = |role: &str, usual: &str| -> Result<Vec<String>> {
+            let named = named_token(folder, role)?;
+            Ok([Some(END_OF_TEXT.to_string()), named, Some(usual.to_string())].into_iter().flatten().collect())
+        };
+        let find = |candidates: &[String]| candidates.iter().find_map(|token| tokenizer.token_to_id(token));
+        let ends = candidates("eos_token", "</s>")?;
+        let Some(end_of_text) = find(&ends) else {
             bail!(
                 "the tokenizer at {} has no end-of-text token: looked for {} (name one as eos_token in \
                  tokenizer_config.json)",
                 path.display(),
-                candidates.join(", ")
+                ends.join(", ")
             );
         };
-        Self::new(tokenizer, end_of_text).with_context(|| format!("the tokenizer at {}", path.display()))
+        let begin_of_text = find(&candidates("bos_token", "<s>")?).unwrap_or(end_of_text);
+        let loaded =
+            Self::new(tokenizer, end_of_text).with_context(|| format!("the tokenizer at {}", path.display()))?;
+        Ok(Self { begin_of_text, ..loaded })
     }
 
-    /// Takes a tokenizer that was trained or loaded elsewhere.
+    /// Takes a tokenizer that was trained or loaded elsewhere, in which one token begins and ends texts.
     pub fn new(mut tokenizer: Tokenizer, end_of_text: u32) -> Result<Self> {
         tokenizer.with_padding(None).with_truncation(None).map_err(|error| anyhow!(error))?;
         if let ModelWrapper::BPE(bpe) = tokenizer.get_model()
@@ -72,10 +81,15 @@ impl TextTokenizer {
         let largest = tokenizer.get_vocab(true).into_values().max().context("its vocabulary is empty")?;
         let written = tokenizer.to_string(false).map_err(|error| anyhow!(error))?;
         let digest = Sha256::digest(written).into();
-        Ok(Self { tokenizer, end_of_text, vocabulary_size: largest as usize + 1, digest })
+        Ok(Self { tokenizer, begin_of_text: end_of_text, end_of_text, vocabulary_size: largest as usize + 1, digest })
     }
 
     /// The id put before each document.
+    pub fn begin_of_text(&self) -> u32 {
+        self.begin_of_text
+    }
+
+    /// The id at which a text ends.
     pub fn end_of_text(&self) -> u32 {
         self.end_of_text
     }
@@ -112,24 +126,24 @@ impl TextTokenizer {
         tokenizer.set_encode_special_tokens(true);
         // It would add special tokens and trim offsets; neither is wanted.
         tokenizer.with_post_processor(None::<PostProcessorWrapper>);
-        Ok(DocumentEncoder { tokenizer, end_of_text: self.end_of_text })
+        Ok(DocumentEncoder { tokenizer, begin_of_text: self.begin_of_text })
     }
 }
 
 /// Encodes documents: no special tokens are added, and what looks like one in a text is tokenized as the text it is.
 pub(super) struct DocumentEncoder {
     tokenizer: Tokenizer,
-    end_of_text: u32,
+    begin_of_text: u32,
 }
 
 impl DocumentEncoder {
-    /// The ids of `text`, after end-of-text if it begins a document.
+    /// The ids of `text`, after begin-of-text if it begins a document.
     pub fn encode(&self, text: &str, begins: bool) -> Result<Vec<u32>> {
         let encoding = self.tokenizer.encode_fast(text, false).map_err(|error| anyhow!(error));
         let encoding = encoding.context("cannot tokenize a document")?;
         let mut ids = Vec::with_capacity(encoding.len() + 1);
         if begins {
-            ids.push(self.end_of_text);
+            ids.push(self.begin_of_text);
         }
         ids.extend_from_slice(encoding.get_ids());
         Ok(ids)
@@ -153,8 +167,8 @@ fn byte_level_bpe(vocabulary: &Path, merges: &Path) -> Result<Tokenizer> {
     built.with_context(|| format!("cannot make a byte-level BPE of {} and {}", vocabulary.display(), merges.display()))
 }
 
-/// The eos_token that the files beside the tokenizer name.
-fn named_end_of_text(folder: &Path) -> Result<Option<String>> {
+/// The token that the files beside the tokenizer name as `role`: eos_token or bos_token.
+fn named_token(folder: &Path, role: &str) -> Result<Option<String>> {
     for file in ["tokenizer_config.json", "special_tokens_map.json"] {
         let path = folder.join(file);
         if !path.is_file() {
@@ -163,8 +177,7 @@ fn named_end_of_text(folder: &Path) -> Result<Option<String>> {
         let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let config: Value = serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))?;
         // A string, or an object that describes an added token.
-        let eos_token = config.get("eos_token");
-        let token = eos_token.and_then(|token| token.as_str().or_else(|| token.get("content")?.as_str()));
+        let token = config.get(role).and_then(|token| token.as_str().or_else(|| token.get("content")?.as_str()));
         if let Some(token) = token {
             return Ok(Some(token.to_string()));
         }
@@ -235,6 +248,26 @@ mod tests {
         }
         let llama = Value::from(renamed.replace("<stop>", "</s>"));
         assert_eq!(TextTokenizer::load(folder(&[("tokenizer.json", llama)])?.path())?.end_of_text(), 259);
+        Ok(())
+    }
+
+    #[test]
+    fn a_document_of_a_llama_begins_with_its_begin_of_text_and_of_gpt2_with_its_end_of_text() -> Result<()> {
+        let gpt2 = TextTokenizer::load(folder(&[("tokenizer.json", small_tokenizer_json())])?.path())?;
+        assert_eq!((gpt2.begin_of_text(), gpt2.end_of_text()), (259, 259));
+        let mut json = small_tokenizer_json();
+        json["added_tokens"] = json!([]);
+        for (id, token) in [(259, "</s>"), (260, "<s>"), (261, "<begin>")] {
+            json["model"]["vocab"].as_object_mut().context("a vocabulary")?.remove(END_OF_TEXT);
+            json["model"]["vocab"][token] = json!(id);
+        }
+        let llama = ("tokenizer.json", json);
+        let plain = TextTokenizer::load(folder(std::slice::from_ref(&llama))?.path())?;
+        assert_eq!((plain.begin_of_text(), plain.end_of_text()), (260, 259));
+        assert_eq!(plain.document_encoder()?.encode("the", true)?[0], 260);
+        let named =
+            TextTokenizer::load(folder(&[llama, ("tokenizer_config.json", json!({"bos_token": "<begin>"}))])?.path())?;
+        assert_eq!((named.begin_of_text(), named.end_of_text()), (261, 259));
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! Perplexity of a model on token ids: consecutive windows, every target scored once.
 
-use crate::model::{Batch, Engine, LossSum};
+use crate::model::{Batch, Documents, Engine, LossSum};
 use crate::params::ParameterStore;
 use anyhow::{Result, ensure};
 
@@ -28,13 +28,13 @@ pub fn score(
         let rows = rows_at_once.min(whole - row);
         let range = row * window..(row + rows) * window;
         let (inputs, targets) = (&document[range.clone()], &document[range.start + 1..=range.end]);
-        total += engine.loss(store, Batch { inputs, targets, rows })?;
+        total += engine.loss(store, Batch { inputs, targets, rows, documents: Documents::Whole })?;
         row += rows;
     }
     let rest = whole * window..targets;
     if !rest.is_empty() {
         let (inputs, targets) = (&document[rest.clone()], &document[rest.start + 1..=rest.end]);
-        total += engine.loss(store, Batch { inputs, targets, rows: 1 })?;
+        total += engine.loss(store, Batch { inputs, targets, rows: 1, documents: Documents::Whole })?;
     }
     Ok(total)
 }

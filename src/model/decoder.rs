@@ -66,8 +66,8 @@ impl Decoder {
     ) -> Result<()> {
         // Inside the pool: an operation called from outside would wake it up each time.
         rayon::scope(|_| match self {
-            Self::Gpt2(model) => model.prefill(weights, cache, place, prompt, logits),
-            Self::Llama(model) => model.prefill(weights, cache, place, prompt, logits),
+            Self::Gpt2(model) => model.prefill(weights.into(), cache, place, prompt, logits),
+            Self::Llama(model) => model.prefill(weights.into(), cache, place, prompt, logits),
         })
     }
 
@@ -83,16 +83,16 @@ impl Decoder {
         logits: &mut [f32],
     ) -> Result<()> {
         rayon::scope(|_| match self {
-            Self::Gpt2(model) => model.decode(weights, cache, tokens, logits),
-            Self::Llama(model) => model.decode(weights, cache, tokens, logits),
+            Self::Gpt2(model) => model.decode(weights.into(), cache, tokens, logits),
+            Self::Llama(model) => model.decode(weights.into(), cache, tokens, logits),
         })
     }
 
     /// Logits [rows * time, V] of every position of whole sequences.
     pub fn logits(&mut self, weights: &[f32], inputs: &[u32], rows: usize) -> Result<Vec<f32>> {
         rayon::scope(|_| match self {
-            Self::Gpt2(model) => model.logits(weights, inputs, rows),
-            Self::Llama(model) => model.logits(weights, inputs, rows),
+            Self::Gpt2(model) => model.logits(weights.into(), inputs, rows),
+            Self::Llama(model) => model.logits(weights.into(), inputs, rows),
         })
     }
 }

@@ -5,7 +5,7 @@ use super::llama::{LlamaCpu, LlamaGeneric};
 use super::{Batch, Labels, LossSum, ModelShape};
 use crate::config::Recompute;
 use crate::ops::product::Precision;
-use crate::params::{Layout, ParameterStore, slice};
+use crate::params::{Layout, ParameterStore};
 use anyhow::Result;
 use candle_core::Device;
 use std::sync::Arc;
@@ -64,10 +64,8 @@ impl Engine {
     /// The loss of a batch alone.
     pub fn loss(&mut self, store: &ParameterStore, batch: Batch) -> Result<LossSum> {
         match self {
-            Self::Gpt2(model) => rayon::scope(|_| slice(store.weights(), |weights| Ok(model.loss(weights, batch)?.0))?),
-            Self::Llama(model) => {
-                rayon::scope(|_| slice(store.weights(), |weights| Ok(model.loss(weights, batch)?.0))?)
-            }
+            Self::Gpt2(model) => rayon::scope(|_| store.read(|weights| Ok(model.loss(weights, batch)?.0))?),
+            Self::Llama(model) => rayon::scope(|_| store.read(|weights| Ok(model.loss(weights, batch)?.0))?),
             Self::Gpt2Generic(model) => Ok(model.loss(store, batch)?),
             Self::LlamaGeneric(model) => Ok(model.loss(store, batch)?),
         }

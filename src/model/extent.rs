@@ -1,4 +1,6 @@
-//! The size of a micro-batch.
+//! The size of a micro-batch, and where its tokens stand.
+
+use crate::ops::attention::Documents;
 
 /// Rows and length of a micro-batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -10,5 +12,23 @@ pub struct Extent {
 impl Extent {
     pub fn tokens(self) -> usize {
         self.rows * self.time
+    }
+}
+
+/// The rows that a pass runs over.
+#[derive(Clone, Copy)]
+pub struct Rows<'a> {
+    pub extent: Extent,
+    /// [R]: where each token stands in its document, R = rows * time.
+    pub positions: &'a [u32],
+    pub documents: Documents<'a>,
+}
+
+/// Makes `positions` [R] say where each token stands in its document.
+pub fn place(documents: Documents, extent: Extent, positions: &mut Vec<u32>) {
+    positions.clear();
+    match documents {
+        Documents::Whole => positions.extend((0..extent.rows).flat_map(|_| 0..extent.time as u32)),
+        Documents::Packed(places) => positions.extend_from_slice(places),
     }
 }

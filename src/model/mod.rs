@@ -8,6 +8,8 @@ mod fall_back;
 pub mod gpt2;
 mod init;
 pub mod llama;
+#[cfg(test)]
+mod precision_tests;
 mod shape;
 mod twin;
 pub mod weights;
@@ -17,6 +19,8 @@ pub use decoder::Decoder;
 pub use engine::Engine;
 pub use extent::Extent;
 pub use shape::ModelShape;
+
+pub use crate::ops::attention::Documents;
 
 use crate::ops::cross_entropy;
 use rand_chacha::ChaCha8Rng;
@@ -32,6 +36,13 @@ pub enum Head {
     Untied,
 }
 
+/// The ids that stand before and after a text; GPT-2 has one for both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TextMarks {
+    pub begin: u32,
+    pub end: u32,
+}
+
 /// Token ids of a micro-batch: `rows` rows of equal length, and the id that follows each of them.
 #[derive(Clone, Copy, Debug)]
 pub struct Batch<'a> {
@@ -40,9 +51,15 @@ pub struct Batch<'a> {
     /// [rows, time]; [`IGNORE`] masks.
     pub targets: &'a [u32],
     pub rows: usize,
+    /// Attention stays inside a document, where positions count from 0.
+    pub documents: Documents<'a>,
 }
 
 impl Batch<'_> {
+    pub fn extent(&self) -> Extent {
+        Extent { rows: self.rows, time: self.sequence_length() }
+    }
+
     pub fn sequence_length(&self) -> usize {
         self.inputs.len() / self.rows.max(1)
     }

@@ -4,7 +4,7 @@ use super::gpt2::{self, Gpt2Config, Gpt2Cpu};
 use super::init;
 use super::llama::{self, LlamaConfig, LlamaCpu};
 use super::weights::NamePrefix;
-use super::{Extent, Head};
+use super::{Extent, Head, TextMarks};
 use crate::config::{Architecture, Recompute};
 use crate::params::{Layout, ParameterSpec};
 use anyhow::Result;
@@ -33,11 +33,11 @@ impl ModelShape {
         }
     }
 
-    /// The `config.json` that transformers reads; `end_of_text` is the id that begins and ends texts, if there is one.
-    pub fn to_hugging_face(&self, end_of_text: Option<u32>) -> Value {
+    /// The `config.json` that transformers reads; `marks` are the tokenizer's, if there is one.
+    pub fn to_hugging_face(&self, marks: Option<TextMarks>) -> Value {
         match self {
-            Self::Gpt2(config) => config.to_hugging_face(end_of_text),
-            Self::Llama(config) => config.to_hugging_face(end_of_text),
+            Self::Gpt2(config) => config.to_hugging_face(marks),
+            Self::Llama(config) => config.to_hugging_face(marks),
         }
     }
 

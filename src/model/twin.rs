@@ -1,12 +1,31 @@
-//! What the twins of both models share: the causal mask, and the loss.
+//! What the twins of both models share: where tokens stand and what they attend to, and the loss.
 
+use super::extent::{Extent, place};
+use crate::ops::attention::Documents;
 use candle_core::{DType, Device, IndexOp, Result, Tensor};
 
-/// [T, T]: 0 on and below the diagonal, -inf above.
-pub fn causal_mask(time: usize, dtype: DType, device: &Device) -> Result<Tensor> {
-    let numbers: Vec<f32> =
-        (0..time * time).map(|i| if i % time > i / time { f32::NEG_INFINITY } else { 0.0 }).collect();
-    Tensor::from_vec(numbers, (time, time), device)?.to_dtype(dtype)
+/// Where the tokens of a batch stand, and what they attend to.
+pub struct Places {
+    /// [B T]: each token's position in its document.
+    pub positions: Tensor,
+    /// [B, 1, T, T]: 0 for keys of a query's own document on and below the diagonal, -inf for all others.
+    pub mask: Tensor,
+}
+
+impl Places {
+    pub fn new(documents: Documents, extent: Extent, dtype: DType, device: &Device) -> Result<Self> {
+        let Extent { rows, time } = extent;
+        let mut positions = Vec::new();
+        place(documents, extent, &mut positions);
+        let mask = |token: usize| {
+            let query = token % time;
+            let first = query - positions[token] as usize;
+            (0..time).map(move |key| if (first..=query).contains(&key) { 0.0 } else { f32::NEG_INFINITY })
+        };
+        let mask: Vec<f32> = (0..rows * time).flat_map(mask).collect();
+        let mask = Tensor::from_vec(mask, (rows, 1, time, time), device)?.to_dtype(dtype)?;
+        Ok(Self { positions: Tensor::from_vec(positions, rows * time, device)?, mask })
+    }
 }
 
 /// Sum over the rows of the negative log-likelihood of `targets` [N] under `logits` [N, V]; ids of `ignore` count nothing.

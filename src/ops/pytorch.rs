@@ -138,8 +138,16 @@ fn grouped_causal_attention_gives_pytorchs_numbers() {
     let inputs = attention::Inputs::Separate { q: &q, k: &k, v: &v };
     let (mut y, mut log_sum_exp) = (vec![0.0; q.len()], vec![0.0; 40]);
     let mut scratch = vec![0.0; attention::scratch_len(shape)];
-    attention::forward(shape, shape.scale(), inputs, &mut y, &mut log_sum_exp, &mut scratch);
-    let saved = attention::Saved { inputs, y: &y, log_sum_exp: &log_sum_exp };
+    attention::forward(
+        shape,
+        shape.scale(),
+        inputs,
+        attention::Documents::Whole,
+        &mut y,
+        &mut log_sum_exp,
+        &mut scratch,
+    );
+    let saved = attention::Saved { inputs, documents: attention::Documents::Whole, y: &y, log_sum_exp: &log_sum_exp };
     let (mut dq, mut dk, mut dv) = (q.clone(), k.clone(), v.clone());
     let gradients = attention::InputGradients::Separate { dq: &mut dq, dk: &mut dk, dv: &mut dv };
     attention::backward(shape, shape.scale(), saved, &dy, gradients, &mut scratch);
@@ -156,10 +164,11 @@ fn embedding_gives_pytorchs_numbers() {
 
     let [tokens, table, dy] = ["tokens", "positions", "dy"].map(|name| n.f32(name));
     let (mut y, mut dtokens, mut dtable) = (vec![0.0; 24], vec![0.0; 20], vec![0.0; 12]);
-    let places = embedding::Positions { table: &table, sequence: 3, first: 0 };
+    let places = embedding::Positions { table: &table, places: &[0, 1, 2, 0, 1, 2] };
     embedding::forward(&ids, &tokens, Some(places), 4, &mut y).expect("ids inside the vocabulary");
     embedding::backward(&ids, &dy, 4, Gradient::overwrite(&mut dtokens)).expect("ids inside the vocabulary");
-    embedding::backward_positions(&dy, 4, 3, Gradient::overwrite(&mut dtable));
+    let dpositions = embedding::backward(&[0, 1, 2, 0, 1, 2], &dy, 4, Gradient::overwrite(&mut dtable));
+    dpositions.expect("positions inside the table");
     [("result", y), ("dtokens", dtokens), ("dpositions", dtable)].iter().for_each(|(name, v)| n.near(name, v));
 }
 

@@ -229,7 +229,7 @@ impl<const N: usize, M: Method<N>> Elementwise<N, M> {
     }
 
     /// All passes of a step on the CPU.
-    fn on_cpu(&mut self, store: &ParameterStore, input: &StepInput) -> Result<Done, OptimError> {
+    fn on_cpu(&mut self, store: &mut ParameterStore, input: &StepInput) -> Result<Done, OptimError> {
         let ranges = groups(&self.layout);
         let blends = self.blends(&self.scalars(input, 1.0));
         let gate_reads_velocity_sq =
@@ -282,18 +282,16 @@ impl<const N: usize, M: Method<N>> Elementwise<N, M> {
 
         // The update pass.
         let rules = self.rules(&at);
-        let sums = slice(store.gradients(), |gradient| {
-            slice_mut(store.weights(), |weight| {
-                with_slices_mut(&self.states, |mut states| {
-                    let sums =
-                        kernel::update(Level::best(), &rules, gradient, weight, states.each_mut().map(|s| &mut **s));
-                    if M::GROWS_FROM_ZERO {
-                        states.iter_mut().for_each(|state| zero_gaps(&self.layout, state));
-                    }
-                    sums
-                })
+        let sums = store.update(|gradient, weights| {
+            with_slices_mut(&self.states, |mut states| {
+                let parts = states.each_mut().map(|state| &mut **state);
+                let sums = kernel::update(Level::best(), &rules, gradient, weights, parts);
+                if M::GROWS_FROM_ZERO {
+                    states.iter_mut().for_each(|state| zero_gaps(&self.layout, state));
+                }
+                sums
             })
-        })???;
+        })??;
         Ok(Done { grad_norm, clip_factor: clip, gates, velocity_sq: [sums[0], sums[1]] })
     }
 }

@@ -6,6 +6,8 @@
 //! (a product of two f32 is exact in f64, so the sums would not change by it). What the update pass writes, it has just
 //! read, so stores around the cache would save nothing.
 
+use crate::ops::product::to_bf16;
+use crate::params::WeightsMut;
 use rayon::prelude::*;
 use std::array;
 use std::ops::Range;
@@ -108,7 +110,7 @@ for_every_level! {
 }
 for_every_level! {
     fn update_chunk[const N: usize, R: Rule<N>](
-        rule: R, gradient: &[f32], weight: &mut [f32], state: [&mut [f32]; N],
+        rule: R, gradient: &[f32], weights: WeightsMut, state: [&mut [f32]; N],
     ) -> f64 = update_body;
 }
 
@@ -189,11 +191,12 @@ fn predict_body<const N: usize, R: Rule<N>>(
 fn update_body<const N: usize, R: Rule<N>>(
     rule: R,
     gradient: &[f32],
-    weight: &mut [f32],
+    weights: WeightsMut,
     state: [&mut [f32]; N],
 ) -> f64 {
     let (gradient_blocks, gradient_tail) = gradient.as_chunks::<LANES>();
-    let (weight_blocks, weight_tail) = weight.as_chunks_mut::<LANES>();
+    let (weight_blocks, weight_tail) = weights.exact.as_chunks_mut::<LANES>();
+    let (rounded_blocks, rounded_tail) = weights.rounded.unwrap_or_default().as_chunks_mut::<LANES>();
     let mut state_blocks: [&mut [[f32; LANES]]; N] = array::from_fn(|_| &mut [][..]);
     let mut state_tails: [&mut [f32]; N] = array::from_fn(|_| &mut [][..]);
     for (k, part) in state.into_iter().enumerate() {
@@ -206,6 +209,10 @@ fn update_body<const N: usize, R: Rule<N>>(
         let (new_weight, after) = apply_block(rule, gradient, weight, &before);
         add_products(&mut sums, &after[0], &after[0]);
         *weight = new_weight;
+        // There are either as many blocks of bf16 as of weights, or none.
+        if let Some(rounded) = rounded_blocks.get_mut(index) {
+            *rounded = new_weight.map(to_bf16);
+        }
         for k in 0..N {
             state_blocks[k][index] = after[k];
         }
@@ -214,6 +221,7 @@ fn update_body<const N: usize, R: Rule<N>>(
     let before: [[f32; LANES]; N] = array::from_fn(|k| padded(state_tails[k]));
     let (new_weight, after) = apply_block(rule, &padded(gradient_tail), &padded(weight_tail), &before);
     weight_tail.copy_from_slice(&new_weight[..rest]);
+    rounded_tail.iter_mut().zip(new_weight).for_each(|(rounded, weight)| *rounded = to_bf16(weight));
     for (tail, block) in state_tails.iter_mut().zip(&after) {
         tail.copy_from_slice(&block[..rest]);
     }
@@ -292,41 +300,45 @@ pub(super) fn predict<const N: usize, R: Rule<N>>(
     by_range(ranges.len(), &parts)
 }
 
-/// Applies to every range its rule and gives ||new velocity||^2 of every range. The ranges ascend without overlap;
-/// what lies between them stays as it is.
+/// Applies to every range its rule, writes the bf16 copy of the weights beside them, and gives ||new velocity||^2 of
+/// every range. The ranges ascend without overlap; what lies between them stays as it is.
 pub(super) fn update<const N: usize, R: Rule<N>>(
     level: Level,
     ranges: &[(Range<usize>, R)],
     gradient: &[f32],
-    weight: &mut [f32],
+    weights: WeightsMut,
     state: [&mut [f32]; N],
 ) -> Vec<f64> {
     struct Work<'a, const N: usize> {
         place: usize,
         gradient: &'a [f32],
-        weight: &'a mut [f32],
+        weights: WeightsMut<'a>,
         state: [&'a mut [f32]; N],
     }
     /// Takes `range` off the front of `rest`, of which `from` elements are gone already.
-    fn take<'a>(rest: &mut &'a mut [f32], from: usize, range: &Range<usize>) -> &'a mut [f32] {
+    fn take<'a, T>(rest: &mut &'a mut [T], from: usize, range: &Range<usize>) -> &'a mut [T] {
         let (taken, remaining) = std::mem::take(rest).split_at_mut(range.end - from);
         *rest = remaining;
         &mut taken[range.start - from..]
     }
     let places: Vec<Range<usize>> = ranges.iter().map(|(range, _)| range.clone()).collect();
-    let (mut weight, mut state, mut from) = (weight, state, 0);
+    let (WeightsMut { mut exact, mut rounded }, mut state, mut from) = (weights, state, 0);
     let mut work = Vec::new();
     for (place, range) in chunks(&places) {
         work.push(Work {
             place,
             gradient: &gradient[range.clone()],
-            weight: take(&mut weight, from, &range),
+            weights: WeightsMut {
+                exact: take(&mut exact, from, &range),
+                rounded: rounded.as_mut().map(|rounded| take(rounded, from, &range)),
+            },
             state: state.each_mut().map(|part| take(part, from, &range)),
         });
         from = range.end;
     }
-    let part =
-        |work: Work<N>| (work.place, update_chunk(level, ranges[work.place].1, work.gradient, work.weight, work.state));
+    let part = |work: Work<N>| {
+        (work.place, update_chunk(level, ranges[work.place].1, work.gradient, work.weights, work.state))
+    };
     let parts: Vec<_> = work.into_par_iter().map(part).collect();
     by_range(ranges.len(), &parts)
 }
@@ -335,6 +347,7 @@ pub(super) fn update<const N: usize, R: Rule<N>>(
 mod tests {
     use super::*;
     use crate::random::{Stream, fill_normal, generator};
+    use half::bf16;
 
     /// A rule that divides, takes roots and compares, and makes something of nothing.
     #[derive(Clone, Copy)]
@@ -371,12 +384,15 @@ mod tests {
             let rules = [(0..half, Mixed(0.1)), (half..len, Mixed(0.2))];
             let run = |level: Level| {
                 let mut all = [weight.clone(), first.clone(), second.clone()];
+                let mut copy = vec![bf16::ZERO; len];
                 let [w, a, b] = &mut all;
                 let with = reduce(level, &places, &gradient, Some(&first));
                 let without = reduce(level, &places, &gradient, None);
                 let measures = [Measure::Velocity { power: 2.0 }, Measure::Gradient { scale: 0.3, power: 1.5 }];
                 let ahead = measures.map(|measure| predict(level, &rules, measure, &gradient, w, [&a[..], &b[..]]));
-                let sums = update(level, &rules, &gradient, w, [a, b]);
+                let weights = WeightsMut { exact: &mut *w, rounded: Some(&mut copy) };
+                let sums = update(level, &rules, &gradient, weights, [a, b]);
+                assert!(copy.iter().zip(&*w).all(|(copy, w)| copy.to_bits() == bf16::from_f32(*w).to_bits()));
                 for group in [0, 1] {
                     assert_eq!(with[group].gradient_sq.to_bits(), without[group].gradient_sq.to_bits());
                     assert!(close(ahead[0][group], sums[group]), "{ahead:?} {sums:?}");
@@ -401,7 +417,7 @@ mod tests {
         let rules = ranges.clone().map(|range| (range.clone(), Mixed(range.start as f32 * 1e-3)));
         let mut got = [weight.clone(), first.clone(), second.clone()];
         let [w, a, b] = &mut got;
-        let squares = update(Level::best(), &rules, &gradient, w, [a, b]);
+        let squares = update(Level::best(), &rules, &gradient, WeightsMut { exact: w, rounded: None }, [a, b]);
         let mut expected = [weight.clone(), first.clone(), second.clone()];
         for (place, (range, rule)) in rules.iter().enumerate() {
             let (mut gg, mut vg, mut vv) = (0.0, 0.0, 0.0);

@@ -19,8 +19,8 @@ use super::elementwise::{At, Method, check_layout};
 use super::gate::{GateScope, GateSettings, GateSource, clip_factor, gate};
 use super::kernel::{self, Level, Measure};
 use super::{GradientSource, OptimError, Optimizer, OptimizerState, StepInput, StepReport, groups, non_finite, whole};
-use crate::ops::product::{Into, Operand, Size, Threads, multiply};
-use crate::params::{Layout, Parameter, ParameterStore, slice, slice_mut};
+use crate::ops::product::{Into, Operand, Size, Threads, multiply, narrow};
+use crate::params::{Layout, Parameter, ParameterStore, WeightsMut, slice, slice_mut};
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -218,7 +218,7 @@ impl Muon {
     /// The update on the CPU; gives ||new velocity||^2.
     fn move_on_cpu(
         &self,
-        store: &ParameterStore,
+        store: &mut ParameterStore,
         input: &StepInput,
         factor: f32,
         gates: [f64; 2],
@@ -227,25 +227,28 @@ impl Muon {
         let rest = methods.iter().filter(|(segment, ..)| segment.kind == Kind::Rest);
         let rules: Vec<_> = rest.map(|(segment, adam, at)| (segment.range.clone(), adam.rule(at))).collect();
         let hidden: Vec<&Parameter> = self.layout.parameters().iter().filter(|p| kind(p) == Kind::Hidden).collect();
-        Ok(slice(store.gradients(), |gradient| {
-            slice_mut(store.weights(), |weight| {
-                slice_mut(&self.velocity, |velocity| {
-                    slice_mut(&self.second_moment, |second_moment| {
-                        let states = [&mut *velocity, second_moment];
-                        let rest = kernel::update(Level::best(), &rules, gradient, weight, states);
-                        let mut velocity_sq = rest.iter().sum::<f64>();
-                        for parameter in &hidden {
-                            let range = parameter.range();
-                            let (gradient, weight) = (&gradient[range.clone()], &mut weight[range.clone()]);
-                            let eta = input.scheduled_lr * gates[0];
-                            let velocity = &mut velocity[range];
-                            velocity_sq += self.move_matrix(parameter, eta, factor, gradient, weight, velocity);
+        Ok(store.update(|gradient, weights| {
+            slice_mut(&self.velocity, |velocity| {
+                slice_mut(&self.second_moment, |second_moment| {
+                    let WeightsMut { exact, mut rounded } = weights;
+                    let weights = WeightsMut { exact: &mut *exact, rounded: rounded.as_deref_mut() };
+                    let states = [&mut *velocity, second_moment];
+                    let rest = kernel::update(Level::best(), &rules, gradient, weights, states);
+                    let mut velocity_sq = rest.iter().sum::<f64>();
+                    for parameter in &hidden {
+                        let range = parameter.range();
+                        let (gradient, weight) = (&gradient[range.clone()], &mut exact[range.clone()]);
+                        let eta = input.scheduled_lr * gates[0];
+                        let velocity = &mut velocity[range.clone()];
+                        velocity_sq += self.move_matrix(parameter, eta, factor, gradient, weight, velocity);
+                        if let Some(rounded) = &mut rounded {
+                            narrow(Threads::All, weight, &mut rounded[range]);
                         }
-                        velocity_sq
-                    })
+                    }
+                    velocity_sq
                 })
             })
-        })????)
+        })???)
     }
 
     /// Moves one hidden matrix and its velocity, and gives ||new velocity||^2. All slices are the matrix's own.

@@ -46,9 +46,11 @@ impl Optimizer for Sam {
         };
         whole::copy(&saved, store.weights())?;
         whole::add_scaled(store.weights(), scale, store.gradients())?;
+        store.round_weights()?;
         // The weights come back before anything can fail.
         let pass = gradients.recompute(store, Labels::Data);
         whole::copy(store.weights(), &saved)?;
+        store.round_weights()?;
         self.saved = Some(saved);
         pass.map_err(OptimError::SecondPass)?;
         self.inner.step(store, input, gradients)

@@ -10,4 +10,4 @@ mod store;
 
 pub use flat::{on_cpu, slice, slice_mut};
 pub use layout::{ALIGNMENT, Layout, Parameter, ParameterSpec};
-pub use store::{GradientSlots, ParameterStore};
+pub use store::{GradientSlots, ParameterStore, Weights, WeightsMut};

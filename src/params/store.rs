@@ -2,15 +2,40 @@
 
 use super::layout::Layout;
 use super::{slice, slice_mut};
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor, bail};
+use half::bf16;
+use rayon::prelude::*;
 use std::sync::Arc;
 
 /// Trainable weights and their gradients, each one flat f32 tensor laid out by [`Layout`].
 pub struct ParameterStore {
     layout: Arc<Layout>,
     weights: Tensor,
+    /// The weights rounded to bf16, where products read them so. Whoever changes the weights changes it too.
+    rounded: Option<Vec<bf16>>,
     gradients: Tensor,
     written: Vec<bool>,
+}
+
+/// The weights as a model reads them.
+#[derive(Clone, Copy)]
+pub struct Weights<'a> {
+    /// [layout.len()] f32.
+    pub exact: &'a [f32],
+    /// The same, each rounded to bf16 (nearest even), where the store keeps it.
+    pub rounded: Option<&'a [bf16]>,
+}
+
+impl<'a> From<&'a [f32]> for Weights<'a> {
+    fn from(exact: &'a [f32]) -> Self {
+        Self { exact, rounded: None }
+    }
+}
+
+/// The weights as an optimizer changes them: it writes `rounded` wherever it writes `exact`.
+pub struct WeightsMut<'a> {
+    pub exact: &'a mut [f32],
+    pub rounded: Option<&'a mut [bf16]>,
 }
 
 impl ParameterStore {
@@ -19,7 +44,25 @@ impl ParameterStore {
         let weights = Tensor::zeros(layout.len(), DType::F32, device)?;
         let gradients = Tensor::zeros(layout.len(), DType::F32, device)?;
         let written = vec![false; layout.parameters().len()];
-        Ok(Self { layout, weights, gradients, written })
+        Ok(Self { layout, weights, rounded: None, gradients, written })
+    }
+
+    /// Keeps a bf16 copy of the weights from now on (CPU only).
+    pub fn keep_rounded(&mut self) -> Result<()> {
+        if !self.device().is_cpu() {
+            bail!("the bf16 copy of the weights is kept on the CPU alone, not on {:?}", self.device().location());
+        }
+        self.rounded.get_or_insert_with(|| vec![bf16::ZERO; self.layout.len()]);
+        self.round_weights()
+    }
+
+    /// Brings the bf16 copy up to date, after something has written to [`Self::weights`].
+    pub fn round_weights(&mut self) -> Result<()> {
+        let Some(rounded) = &mut self.rounded else { return Ok(()) };
+        slice(&self.weights, |weights| {
+            let pairs = rounded.par_iter_mut().zip(weights).with_min_len(1 << 16);
+            pairs.for_each(|(rounded, &weight)| *rounded = bf16::from_f32(weight));
+        })
     }
 
     pub fn layout(&self) -> &Arc<Layout> {
@@ -38,7 +81,7 @@ impl ParameterStore {
     /// Replaces all weights; `numbers` are laid out by the layout, with zeros in its gaps.
     pub fn set_weights(&mut self, numbers: Vec<f32>) -> Result<()> {
         self.weights = Tensor::from_vec(numbers, self.layout.len(), self.weights.device())?;
-        Ok(())
+        self.round_weights()
     }
 
     /// All gradients, [layout.len()] f32: sums over the step's tokens until the optimizer scales them.
@@ -73,11 +116,24 @@ impl ParameterStore {
         missing.map(|(parameter, _)| parameter.name.as_str()).collect()
     }
 
+    /// Runs `f` on the weights (CPU only).
+    pub fn read<R>(&self, f: impl FnOnce(Weights) -> R) -> Result<R> {
+        slice(&self.weights, |exact| f(Weights { exact, rounded: self.rounded.as_deref() }))
+    }
+
     /// Runs `f` on the weights and on slots for the gradients (CPU only).
-    pub fn backward<R>(&mut self, f: impl FnOnce(&[f32], &mut GradientSlots) -> R) -> Result<R> {
+    pub fn backward<R>(&mut self, f: impl FnOnce(Weights, &mut GradientSlots) -> R) -> Result<R> {
         let (layout, written) = (&self.layout, &mut self.written);
-        slice(&self.weights, |weights| {
+        slice(&self.weights, |exact| {
+            let weights = Weights { exact, rounded: self.rounded.as_deref() };
             slice_mut(&self.gradients, |gradients| f(weights, &mut GradientSlots { layout, gradients, written }))
+        })?
+    }
+
+    /// Runs `f`, which moves the weights, on the gradients and the weights (CPU only).
+    pub fn update<R>(&mut self, f: impl FnOnce(&[f32], WeightsMut) -> R) -> Result<R> {
+        slice(&self.gradients, |gradients| {
+            slice_mut(&self.weights, |exact| f(gradients, WeightsMut { exact, rounded: self.rounded.as_deref_mut() }))
         })?
     }
 }
@@ -133,6 +189,25 @@ mod tests {
         assert_eq!(store.without_gradient(), ["b"]);
         store.start_gradients();
         assert_eq!(store.without_gradient(), ["a", "b"]);
+        Ok(())
+    }
+
+    #[test]
+    fn the_bf16_copy_follows_the_weights_and_is_there_only_where_it_was_asked_for() -> Result<()> {
+        let layout = Layout::new(vec![ParameterSpec { name: "a".into(), shape: vec![4], decays: false }]);
+        let mut store = ParameterStore::new(Arc::new(layout), &Device::Cpu)?;
+        assert!(store.read(|weights| weights.rounded.is_none())?);
+        store.keep_rounded()?;
+        let mut numbers = vec![0.0f32; 64];
+        // A tie to even below, a tie to even above, a number that rounds to infinity, NaN.
+        numbers[..4].copy_from_slice(&[1.003_906_3, 1.011_718_8, 3.4e38, f32::NAN]);
+        store.set_weights(numbers)?;
+        let rounded = store.read(|weights| weights.rounded.map(<[bf16]>::to_vec))?.unwrap_or_default();
+        assert_eq!(rounded[..3], [1.0, 1.015_625, f32::INFINITY].map(bf16::from_f32));
+        assert!(rounded[3].is_nan());
+        slice_mut(store.weights(), |numbers| numbers[0] = 2.0)?;
+        store.round_weights()?;
+        assert!(store.read(|weights| weights.rounded.is_some_and(|rounded| rounded[0] == bf16::from_f32(2.0)))?);
         Ok(())
     }
 }

@@ -1,8 +1,8 @@
 //! The validation loss.
 
-use super::Interrupt;
+use super::{Interrupt, view};
 use crate::data::ValidationSet;
-use crate::model::{Batch, Engine, LossSum};
+use crate::model::{Engine, LossSum};
 use crate::params::ParameterStore;
 use anyhow::{Result, ensure};
 
@@ -25,8 +25,7 @@ pub fn evaluate(
         if interrupt.requested() {
             return Ok(Evaluation::Interrupted);
         }
-        let batch = Batch { inputs: &batch.inputs, targets: &batch.targets, rows: batch.rows };
-        total += engine.loss(store, batch)?;
+        total += engine.loss(store, view(batch))?;
     }
     ensure!(total.sum.is_finite(), "the validation loss is {}: the weights are poisoned", total.mean());
     Ok(Evaluation::Done(total))

@@ -15,13 +15,19 @@ pub use run_folder::{RunFolder, Start, fresh_path, is_run};
 pub use signals::Interrupt;
 pub use step::StepError;
 
-use crate::data::{TokenStream, ValidationSet};
-use crate::model::Engine;
+use crate::data::{self, TokenStream, ValidationSet};
+use crate::model::{Batch, Documents, Engine};
 use crate::optim::{Optimizer, Schedule};
 use crate::params::ParameterStore;
 use anyhow::Result;
 use checkpoint::{Checkpoints, State};
 use std::time::Instant;
+
+/// A batch of data as the model takes it.
+fn view(batch: &data::Batch) -> Batch<'_> {
+    let documents = batch.places.as_deref().map_or(Documents::Whole, Documents::Packed);
+    Batch { inputs: &batch.inputs, targets: &batch.targets, rows: batch.rows, documents }
+}
 
 /// A text that the model writes during training, made by the caller.
 pub type Sampler<'a> = dyn FnMut(&ParameterStore) -> Result<String> + 'a;

@@ -1,8 +1,9 @@
 //! One optimizer step: micro-batches, gradients, audit, update.
 
+use super::view;
 use super::{Record, Run};
 use crate::data;
-use crate::model::{Batch, Engine, Labels as ModelLabels, LossSum};
+use crate::model::{Engine, Labels as ModelLabels, LossSum};
 use crate::optim::{GradientSource, Labels, OptimError, StepInput};
 use crate::params::ParameterStore;
 use crate::random::{Stream, generator};
@@ -31,10 +32,6 @@ struct StepBatches<'a> {
     engine: &'a mut Engine,
     batches: &'a [data::Batch],
     generator: ChaCha8Rng,
-}
-
-fn view(batch: &data::Batch) -> Batch<'_> {
-    Batch { inputs: &batch.inputs, targets: &batch.targets, rows: batch.rows }
 }
 
 impl GradientSource for StepBatches<'_> {

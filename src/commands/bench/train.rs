@@ -3,7 +3,7 @@
 use super::super::{Ending, doctor, print_json};
 use crate::config::{ConfigError, Recompute};
 use crate::model::gpt2::Gpt2Config;
-use crate::model::{Batch, Engine, Head, Labels, ModelShape};
+use crate::model::{Batch, Documents, Engine, Head, Labels, ModelShape};
 use crate::ops::product::Precision;
 use crate::ops::profile::{self, Part};
 use crate::optim::{NoSecondPass, OptimizerConfig, StepInput};
@@ -58,12 +58,15 @@ pub fn run(options: &Options) -> Result<Ending> {
     let mut weights = vec![0.0; layout.len()];
     shape.initialize(&layout, 1, &mut weights);
     store.set_weights(weights)?;
+    if options.precision == Precision::Bf16 {
+        store.keep_rounded()?;
+    }
     let mut engine = Engine::new(&shape, &layout, &Device::Cpu, options.recompute, options.precision);
     let mut optimizer = OptimizerConfig::from_keys("vradam", &[])?.build(&layout, &Device::Cpu)?;
     let mut random = generator(1, Stream::Init);
     let ids: Vec<u32> = (0..2 * rows * time).map(|_| below(&mut random, VOCABULARY as u64) as u32).collect();
     let (inputs, targets) = ids.split_at(rows * time);
-    let batch = Batch { inputs, targets, rows };
+    let batch = Batch { inputs, targets, rows, documents: Documents::Whole };
 
     let mut seconds = Vec::new();
     let mut step = |engine: &mut Engine| -> Result<f64> {

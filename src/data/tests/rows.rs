@@ -31,7 +31,7 @@ fn document_ids(tokenizer: &TextTokenizer, text: &str) -> Result<Vec<u32>> {
     let mut plain = tokenizer.tokenizer().clone();
     plain.set_encode_special_tokens(true);
     let encoding = plain.encode(text, false).map_err(|error| anyhow!(error))?;
-    Ok(std::iter::once(tokenizer.end_of_text()).chain(encoding.get_ids().iter().copied()).collect())
+    Ok(std::iter::once(tokenizer.begin_of_text()).chain(encoding.get_ids().iter().copied()).collect())
 }
 
 /// The ids of one epoch of units of texts, by the plain model.

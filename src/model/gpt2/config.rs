@@ -1,7 +1,7 @@
 //! GPT-2's shape, and its Hugging Face `config.json`.
 
-use crate::model::Head;
 use crate::model::weights::HEAD;
+use crate::model::{Head, TextMarks};
 use crate::params::{Layout, ParameterSpec};
 use serde_json::{Value, json};
 
@@ -186,15 +186,15 @@ impl Gpt2Config {
         })
     }
 
-    /// The `config.json` that transformers reads; `end_of_text` is the id that begins and ends texts, if there is one.
-    pub fn to_hugging_face(&self, end_of_text: Option<u32>) -> Value {
+    /// The `config.json` that transformers reads; `marks` are the tokenizer's, if there is one.
+    pub fn to_hugging_face(&self, marks: Option<TextMarks>) -> Value {
         json!({
             "activation_function": "gelu_new",
             "architectures": ["GPT2LMHeadModel"],
             "attn_pdrop": 0.0,
-            "bos_token_id": end_of_text,
+            "bos_token_id": marks.map(|marks| marks.begin),
             "embd_pdrop": 0.0,
-            "eos_token_id": end_of_text,
+            "eos_token_id": marks.map(|marks| marks.end),
             "initializer_range": 0.02,
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "model_type": "gpt2",
@@ -243,7 +243,10 @@ mod tests {
     #[test]
     fn a_config_survives_the_way_through_hugging_face_json() -> Result<(), String> {
         let config = gpt2_124m();
-        assert_eq!(Gpt2Config::from_hugging_face(&config.to_hugging_face(Some(50256)))?, config);
+        assert_eq!(
+            Gpt2Config::from_hugging_face(&config.to_hugging_face(Some(TextMarks { begin: 50256, end: 50256 })))?,
+            config
+        );
         let mut other = config.to_hugging_face(None);
         other["activation_function"] = json!("relu");
         assert!(Gpt2Config::from_hugging_face(&other).is_err_and(|e| e.contains("activation_function")));

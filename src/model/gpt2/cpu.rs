@@ -5,12 +5,12 @@
 
 use super::{BlockParameters, Gpt2Config, Gpt2Parameters, LinearParameters, NormParameters};
 use crate::config::Recompute;
-use crate::model::extent::Extent;
-use crate::model::{Batch, Labels, LossSum};
-use crate::ops::product::Precision;
+use crate::model::extent::{Extent, Rows, place};
+use crate::model::{Batch, Documents, Labels, LossSum};
+use crate::ops::product::{Numbers, Precision};
 use crate::ops::profile::{Part, timed};
 use crate::ops::{Gradient, activation, attention, cross_entropy, embedding, layer_norm, linear};
-use crate::params::{GradientSlots, Layout};
+use crate::params::{GradientSlots, Layout, Weights};
 use anyhow::Result;
 use std::sync::Arc;
 
@@ -61,6 +61,8 @@ struct Saved {
 #[derive(Default)]
 struct Buffers {
     extent: Extent,
+    /// [R]: where each token stands in its document.
+    positions: Vec<u32>,
     /// [L + 1][R, C]: the residual stream before each block, and after the last.
     stream: Vec<Vec<f32>>,
     /// One a block; with recomputation one for all.
@@ -81,14 +83,23 @@ struct Buffers {
 }
 
 impl Model {
-    pub fn weight<'a>(&self, weights: &'a [f32], index: usize) -> &'a [f32] {
-        &weights[self.layout.parameters()[index].range()]
+    pub fn weight<'a>(&self, weights: Weights<'a>, index: usize) -> &'a [f32] {
+        &weights.exact[self.layout.parameters()[index].range()]
     }
 
-    fn linear_weight<'a>(&self, weights: &'a [f32], layer: LinearParameters) -> linear::Weight<'a> {
+    /// As a product of this model's precision reads it: from the bf16 copy, if there is one.
+    pub fn matrix<'a>(&self, weights: Weights<'a>, index: usize) -> Numbers<'a> {
+        let range = self.layout.parameters()[index].range();
+        match (self.precision, weights.rounded) {
+            (Precision::Bf16, Some(rounded)) => rounded[range].into(),
+            _ => weights.exact[range].into(),
+        }
+    }
+
+    fn linear_weight<'a>(&self, weights: Weights<'a>, layer: LinearParameters) -> linear::Weight<'a> {
         let shape = &self.layout.parameters()[layer.weight].shape;
         linear::Weight {
-            data: self.weight(weights, layer.weight).into(),
+            data: self.matrix(weights, layer.weight),
             dims: linear::Dims {
                 inputs: shape[0],
                 outputs: shape[1],
@@ -98,9 +109,9 @@ impl Model {
         }
     }
 
-    fn head<'a>(&self, weights: &'a [f32]) -> cross_entropy::Head<'a> {
+    fn head<'a>(&self, weights: Weights<'a>) -> cross_entropy::Head<'a> {
         cross_entropy::Head {
-            weight: self.weight(weights, self.parameters.head).into(),
+            weight: self.matrix(weights, self.parameters.head),
             vocabulary: self.config.vocab_size,
             width: self.config.n_embd,
             precision: self.precision,
@@ -119,7 +130,7 @@ impl Model {
 
     pub fn norm(
         &self,
-        weights: &[f32],
+        weights: Weights,
         norm: NormParameters,
         x: &[f32],
         y: &mut [f32],
@@ -133,7 +144,7 @@ impl Model {
 
     pub fn project(
         &self,
-        weights: &[f32],
+        weights: Weights,
         layer: LinearParameters,
         x: &[f32],
         residual: Option<&[f32]>,
@@ -148,15 +159,15 @@ impl Model {
     #[allow(clippy::too_many_arguments, reason = "inputs, outputs and scratch of one block")]
     fn block_forward(
         &self,
-        weights: &[f32],
+        weights: Weights,
         block: &BlockParameters,
-        extent: Extent,
+        rows: Rows,
         x: &[f32],
         saved: &mut Saved,
         y: &mut [f32],
         scratch: &mut [f32],
     ) {
-        let (tokens, width) = (extent.tokens(), self.config.n_embd);
+        let (tokens, width) = (rows.extent.tokens(), self.config.n_embd);
         let Saved {
             normed_1,
             mean_1,
@@ -172,14 +183,14 @@ impl Model {
             activated,
         } = saved;
         let (narrow, inner) = (tokens * width, tokens * self.config.n_inner);
-        let shape = self.attention(extent);
+        let shape = self.attention(rows.extent);
 
         self.norm(weights, block.norm_1, x, &mut normed_1[..narrow], &mut mean_1[..tokens], &mut rstd_1[..tokens]);
         self.project(weights, block.attention_in, &normed_1[..narrow], None, &mut qkv[..3 * narrow]);
         let inputs = attention::Inputs::Fused(&qkv[..3 * narrow]);
         let lse = &mut log_sum_exp[..tokens * self.config.n_head];
         timed(Part::AttentionForward, || {
-            attention::forward(shape, shape.scale(), inputs, &mut mixed[..narrow], lse, scratch)
+            attention::forward(shape, shape.scale(), inputs, rows.documents, &mut mixed[..narrow], lse, scratch)
         });
         self.project(weights, block.attention_out, &mixed[..narrow], Some(x), &mut middle[..narrow]);
 
@@ -193,7 +204,7 @@ impl Model {
     /// Gradients of a linear layer's weight and bias, and of its input.
     fn project_backward(
         &self,
-        weights: &[f32],
+        weights: Weights,
         slots: &mut GradientSlots,
         layer: LinearParameters,
         x: &[f32],
@@ -211,7 +222,7 @@ impl Model {
     #[allow(clippy::too_many_arguments, reason = "a norm's saved values, its gradients and scratch")]
     fn norm_backward(
         &self,
-        weights: &[f32],
+        weights: Weights,
         slots: &mut GradientSlots,
         norm: NormParameters,
         x: &[f32],
@@ -239,19 +250,19 @@ impl Model {
     #[allow(clippy::too_many_arguments, reason = "inputs, outputs and scratch of one block")]
     fn block_backward(
         &self,
-        weights: &[f32],
+        weights: Weights,
         slots: &mut GradientSlots,
         block: &BlockParameters,
-        extent: Extent,
+        rows: Rows,
         x: &[f32],
         saved: &Saved,
         d_stream: &mut [f32],
         inner: Inner,
     ) {
         let Inner { d_narrow, d_qkv, d_hidden, scratch } = inner;
-        let tokens = extent.tokens();
+        let tokens = rows.extent.tokens();
         let (narrow, wide) = (tokens * self.config.n_embd, tokens * self.config.n_inner);
-        let shape = self.attention(extent);
+        let shape = self.attention(rows.extent);
 
         self.project_backward(weights, slots, block.mlp_out, &saved.activated[..wide], d_stream, d_hidden);
         timed(Part::Activation, || activation::gelu_backward(&saved.hidden[..wide], d_hidden));
@@ -272,6 +283,7 @@ impl Model {
         self.project_backward(weights, slots, block.attention_out, &saved.mixed[..narrow], d_stream, d_narrow);
         let attention_saved = attention::Saved {
             inputs: attention::Inputs::Fused(&saved.qkv[..3 * narrow]),
+            documents: rows.documents,
             y: &saved.mixed[..narrow],
             log_sum_exp: &saved.log_sum_exp[..tokens * self.config.n_head],
         };
@@ -327,7 +339,7 @@ impl Buffers {
         let layers = model.config.n_layer;
         let saved = tokens * (7 * width + 4 + model.config.n_head + 2 * inner);
         let blocks = if recompute == Recompute::Block { 1 } else { layers };
-        let around = tokens * ((layers + 1 + 1) * width + 2 + 2);
+        let around = tokens * (1 + (layers + 1 + 1) * width + 2 + 2);
         let backward = tokens * (5 * width + inner);
         blocks * saved + around + backward + Self::scratch_len(model, extent)
     }
@@ -368,27 +380,23 @@ impl Gpt2Cpu {
     }
 
     /// Runs all blocks and the final norm; the results stay in the buffers.
-    fn forward(&mut self, weights: &[f32], inputs: &[u32], extent: Extent) -> Result<()> {
+    fn forward(&mut self, weights: Weights, inputs: &[u32], extent: Extent, documents: Documents) -> Result<()> {
         let Self { model, recompute, buffers, .. } = self;
         buffers.grow_forward(model, extent, *recompute);
         let (tokens, width) = (extent.tokens(), model.config.n_embd);
         let narrow = tokens * width;
-        let positions = embedding::Positions {
-            table: model.weight(weights, model.parameters.position_embedding),
-            sequence: extent.time,
-            first: 0,
-        };
+        let Buffers { positions, stream, saved, normed, mean, rstd, scratch, .. } = buffers;
+        place(documents, extent, positions);
+        let rows = Rows { extent, positions, documents };
+        let table = model.weight(weights, model.parameters.position_embedding);
+        let positions = embedding::Positions { table, places: positions };
         let table = model.weight(weights, model.parameters.token_embedding);
-        timed(Part::Embedding, || {
-            embedding::forward(inputs, table, Some(positions), width, &mut buffers.stream[0][..narrow])
-        })?;
+        timed(Part::Embedding, || embedding::forward(inputs, table, Some(positions), width, &mut stream[0][..narrow]))?;
         for (layer, block) in model.parameters.blocks.iter().enumerate() {
-            let [x, y] = buffers.stream.get_disjoint_mut([layer, layer + 1]).expect("two neighbours of the stream");
-            let place = layer.min(buffers.saved.len() - 1);
-            let saved = &mut buffers.saved[place];
-            model.block_forward(weights, block, extent, &x[..narrow], saved, &mut y[..narrow], &mut buffers.scratch);
+            let [x, y] = stream.get_disjoint_mut([layer, layer + 1]).expect("two neighbours of the stream");
+            let place = layer.min(saved.len() - 1);
+            model.block_forward(weights, block, rows, &x[..narrow], &mut saved[place], &mut y[..narrow], scratch);
         }
-        let Buffers { stream, normed, mean, rstd, .. } = buffers;
         let last = &stream[model.config.n_layer][..narrow];
         model.norm(
             weights,
@@ -402,9 +410,9 @@ impl Gpt2Cpu {
     }
 
     /// The loss alone; each target's negative log-likelihood is in the slice that is given back (0 where ignored).
-    pub fn loss(&mut self, weights: &[f32], batch: Batch) -> Result<(LossSum, &[f64])> {
-        let extent = Extent { rows: batch.rows, time: batch.sequence_length() };
-        self.forward(weights, batch.inputs, extent)?;
+    pub fn loss(&mut self, weights: Weights, batch: Batch) -> Result<(LossSum, &[f64])> {
+        let extent = batch.extent();
+        self.forward(weights, batch.inputs, extent, batch.documents)?;
         let (tokens, narrow) = (extent.tokens(), extent.tokens() * self.model.config.n_embd);
         let Buffers { normed, nll, scratch, .. } = &mut self.buffers;
         let head = self.model.head(weights);
@@ -417,19 +425,20 @@ impl Gpt2Cpu {
     /// The loss, and its gradient written or added to the slots.
     pub fn gradients(
         &mut self,
-        weights: &[f32],
+        weights: Weights,
         slots: &mut GradientSlots,
         batch: Batch,
         labels: Labels,
     ) -> Result<LossSum> {
-        let extent = Extent { rows: batch.rows, time: batch.sequence_length() };
-        self.forward(weights, batch.inputs, extent)?;
+        let extent = batch.extent();
+        self.forward(weights, batch.inputs, extent, batch.documents)?;
         let Self { model, recompute, buffers, .. } = self;
         buffers.grow_backward(model);
         let tokens = extent.tokens();
         let (narrow, wide) = (tokens * model.config.n_embd, tokens * model.config.n_inner);
-        let Buffers { stream, saved, normed, mean, rstd, nll, d_stream, d_narrow, d_qkv, d_hidden, scratch, .. } =
-            buffers;
+        let Buffers { positions, stream, saved, normed, mean, rstd, nll, .. } = buffers;
+        let Buffers { d_stream, d_narrow, d_qkv, d_hidden, scratch, .. } = buffers;
+        let rows = Rows { extent, positions, documents: batch.documents };
         let d_stream = &mut d_stream[..narrow];
 
         let labels = match labels {
@@ -466,7 +475,7 @@ impl Gpt2Cpu {
             let saved = &mut saved[place];
             // The last block's values are still there.
             if *recompute == Recompute::Block && layer + 1 < model.config.n_layer {
-                model.block_forward(weights, block, extent, &x[..narrow], saved, &mut y[..narrow], scratch);
+                model.block_forward(weights, block, rows, &x[..narrow], saved, &mut y[..narrow], scratch);
             }
             let inner = Inner {
                 d_narrow: &mut d_narrow[..narrow],
@@ -474,22 +483,22 @@ impl Gpt2Cpu {
                 d_hidden: &mut d_hidden[..wide],
                 scratch,
             };
-            model.block_backward(weights, slots, block, extent, &x[..narrow], saved, d_stream, inner);
+            model.block_backward(weights, slots, block, rows, &x[..narrow], saved, d_stream, inner);
         }
 
         let width = model.config.n_embd;
         timed(Part::Embedding, || {
             embedding::backward(batch.inputs, d_stream, width, slots.slot(model.parameters.token_embedding).into())
         })?;
-        let positions = slots.slot(model.parameters.position_embedding).into();
-        timed(Part::Embedding, || embedding::backward_positions(d_stream, width, extent.time, positions));
+        let d_positions = slots.slot(model.parameters.position_embedding).into();
+        timed(Part::Embedding, || embedding::backward(positions, d_stream, width, d_positions))?;
         Ok(loss.into())
     }
 
     /// The final norm's output [rows * time, C] for `inputs`.
-    pub fn hidden(&mut self, weights: &[f32], inputs: &[u32], rows: usize) -> Result<&[f32]> {
+    pub fn hidden(&mut self, weights: Weights, inputs: &[u32], rows: usize) -> Result<&[f32]> {
         let extent = Extent { rows, time: inputs.len() / rows.max(1) };
-        self.forward(weights, inputs, extent)?;
+        self.forward(weights, inputs, extent, Documents::Whole)?;
         Ok(&self.buffers.normed[..extent.tokens() * self.model.config.n_embd])
     }
 

@@ -4,6 +4,7 @@ use super::Gpt2Cpu;
 use crate::model::cache::KeyValueCache;
 use crate::model::extent::Extent;
 use crate::ops::{activation, attention, embedding, linear};
+use crate::params::Weights;
 use anyhow::Result;
 
 /// One row a sequence: the working memory of a decoding step.
@@ -47,7 +48,7 @@ impl Gpt2Cpu {
     /// When the prompt is empty, longer than the cache, or holds an id outside the vocabulary.
     pub fn prefill(
         &mut self,
-        weights: &[f32],
+        weights: Weights,
         cache: &mut KeyValueCache,
         place: usize,
         prompt: &[u32],
@@ -73,7 +74,7 @@ impl Gpt2Cpu {
     /// When a sequence is full, or an id lies outside the vocabulary.
     pub fn decode(
         &mut self,
-        weights: &[f32],
+        weights: Weights,
         cache: &mut KeyValueCache,
         tokens: &[u32],
         logits: &mut [f32],
@@ -87,10 +88,9 @@ impl Gpt2Cpu {
         let table = model.weight(weights, model.parameters.position_embedding);
         let token_table = model.weight(weights, model.parameters.token_embedding);
         let newest: Vec<(usize, usize)> = cache.newest().collect();
-        for ((row, token), &(_, position)) in stream.chunks_exact_mut(width).zip(tokens).zip(&newest) {
-            let positions = embedding::Positions { table, sequence: 1, first: position };
-            embedding::forward(std::slice::from_ref(token), token_table, Some(positions), width, row)?;
-        }
+        let places: Vec<u32> = newest.iter().map(|&(_, position)| position as u32).collect();
+        let positions = embedding::Positions { table, places: &places };
+        embedding::forward(tokens, token_table, Some(positions), width, stream)?;
         let shape = model.attention(Extent { rows: batch, time: 1 });
 
         for (layer, block) in model.parameters.blocks.iter().enumerate() {
@@ -114,10 +114,10 @@ impl Gpt2Cpu {
     }
 
     /// Logits [R, V] of `hidden` [R, C], the final norm's output.
-    fn head_logits(&self, weights: &[f32], hidden: &[f32], logits: &mut [f32]) {
+    fn head_logits(&self, weights: Weights, hidden: &[f32], logits: &mut [f32]) {
         let config = &self.model.config;
         let head = linear::Weight {
-            data: self.model.weight(weights, self.model.parameters.head).into(),
+            data: self.model.matrix(weights, self.model.parameters.head),
             dims: linear::Dims {
                 inputs: config.n_embd,
                 outputs: config.vocab_size,
@@ -129,7 +129,7 @@ impl Gpt2Cpu {
     }
 
     /// Logits [rows * time, V] of every position.
-    pub fn logits(&mut self, weights: &[f32], inputs: &[u32], rows: usize) -> Result<Vec<f32>> {
+    pub fn logits(&mut self, weights: Weights, inputs: &[u32], rows: usize) -> Result<Vec<f32>> {
         let hidden = self.hidden(weights, inputs, rows)?.to_vec();
         let mut logits = vec![0.0; inputs.len() * self.model.config.vocab_size];
         self.head_logits(weights, &hidden, &mut logits);

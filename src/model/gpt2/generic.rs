@@ -6,9 +6,10 @@
 use super::twin;
 use super::{Gpt2Config, Gpt2Parameters};
 use crate::model::fall_back::{Variables, check_ids, ids_on, label_loss, views};
+use crate::model::twin::Places;
 use crate::model::{Batch, Labels, LossSum};
 use crate::params::ParameterStore;
-use candle_core::{Result, Tensor, Var, bail};
+use candle_core::{DType, Result, Tensor, Var, bail};
 
 /// The twin as an engine. Holds no buffers.
 pub struct Gpt2Generic {
@@ -18,19 +19,20 @@ pub struct Gpt2Generic {
 
 impl Gpt2Generic {
     /// The input of every block and of the final norm: [B, T, C] each.
-    fn forward(&self, store: &ParameterStore, ids: &Tensor) -> Result<Vec<Tensor>> {
+    fn forward(&self, store: &ParameterStore, ids: &Tensor, places: &Places) -> Result<Vec<Tensor>> {
         let [tokens, positions] = views(store, [self.parameters.token_embedding, self.parameters.position_embedding])?;
-        let mut inputs = vec![twin::embed(&tokens, &positions, ids)?];
+        let mut inputs = vec![twin::embed(&tokens, &positions, ids, places)?];
         for (layer, block) in self.parameters.blocks.iter().enumerate() {
             let tensors = views(store, block.all())?.into();
-            inputs.push(twin::block(&self.config, &tensors, &inputs[layer])?);
+            inputs.push(twin::block(&self.config, places, &tensors, &inputs[layer])?);
         }
         Ok(inputs)
     }
 
-    /// Logits [rows * time, V].
-    pub fn logits(&self, store: &ParameterStore, inputs: &[u32], rows: usize) -> Result<Tensor> {
-        let hidden = self.forward(store, &ids_on(store, inputs, rows)?)?;
+    /// Logits [rows * time, V]; the targets play no part.
+    pub fn logits(&self, store: &ParameterStore, batch: Batch) -> Result<Tensor> {
+        let places = Places::new(batch.documents, batch.extent(), DType::F32, store.device())?;
+        let hidden = self.forward(store, &ids_on(store, batch.inputs, batch.rows)?, &places)?;
         let norm = self.parameters.norm_final;
         let [weight, bias, head] = views(store, [norm.weight, norm.bias, self.parameters.head])?;
         twin::logits(&self.config, &[weight, bias], &head, &hidden[self.config.n_layer])
@@ -39,7 +41,7 @@ impl Gpt2Generic {
     /// The loss alone.
     pub fn loss(&self, store: &ParameterStore, batch: Batch) -> Result<LossSum> {
         check_ids(batch, &Labels::Data, self.config.vocab_size)?;
-        let logits = self.logits(store, batch.inputs, batch.rows)?;
+        let logits = self.logits(store, batch)?;
         let (sum, count) = label_loss(&logits, batch, Labels::Data)?;
         Ok(LossSum { sum: f64::from(sum.to_scalar::<f32>()?), count })
     }
@@ -48,7 +50,8 @@ impl Gpt2Generic {
     pub fn gradients(&self, store: &mut ParameterStore, batch: Batch, labels: Labels) -> Result<LossSum> {
         check_ids(batch, &labels, self.config.vocab_size)?;
         let ids = ids_on(store, batch.inputs, batch.rows)?;
-        let hidden = self.forward(store, &ids)?;
+        let places = Places::new(batch.documents, batch.extent(), DType::F32, store.device())?;
+        let hidden = self.forward(store, &ids, &places)?;
         let norm = self.parameters.norm_final;
 
         let head = Variables::new(store, [norm.weight, norm.bias, self.parameters.head])?;
@@ -64,7 +67,7 @@ impl Gpt2Generic {
         for (layer, block) in self.parameters.blocks.iter().enumerate().rev() {
             let variables = Variables::new(store, block.all())?;
             let input = Var::from_tensor(&hidden[layer])?;
-            let output = twin::block(&self.config, &variables.tensors().into(), input.as_tensor())?;
+            let output = twin::block(&self.config, &places, &variables.tensors().into(), input.as_tensor())?;
             let weighted = (output * gradient.detach())?.sum_all()?;
             let Some(next) = variables.backward(store, &weighted, Some(&input))? else {
                 bail!("the twin of block {layer} gave no gradient to its input")
@@ -74,7 +77,7 @@ impl Gpt2Generic {
 
         let tables = Variables::new(store, [self.parameters.token_embedding, self.parameters.position_embedding])?;
         let [tokens, positions] = tables.tensors();
-        let output = twin::embed(&tokens, &positions, &ids)?;
+        let output = twin::embed(&tokens, &positions, &ids, &places)?;
         tables.backward(store, &(output * gradient.detach())?.sum_all()?, None)?;
         Ok(loss)
     }

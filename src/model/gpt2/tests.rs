@@ -3,7 +3,8 @@
 use super::twin;
 use super::*;
 use crate::config::Recompute;
-use crate::model::{Batch, Engine, Head, IGNORE, Labels, ModelShape, twin as shared_twin};
+use crate::model::twin::Places;
+use crate::model::{Batch, Documents, Engine, Head, IGNORE, Labels, LossSum, ModelShape, twin as shared_twin};
 use crate::ops::product::Precision;
 use crate::params::{Layout, ParameterStore, slice, slice_mut};
 use crate::random::{Stream, below, fill_normal, generator};
@@ -50,21 +51,18 @@ fn case(config: &Gpt2Config, time: usize) -> Result<Case> {
 }
 
 /// The whole model as one graph over variables in f64: the sum of the losses.
-fn twin_loss(
-    config: &Gpt2Config,
-    layout: &Layout,
-    variables: &[Var],
-    inputs: &[u32],
-    targets: &[u32],
-) -> Result<Tensor> {
+fn twin_loss(config: &Gpt2Config, layout: &Layout, variables: &[Var], batch: Batch) -> Result<Tensor> {
+    let Batch { inputs, targets, rows, documents } = batch;
+    let places = Places::new(documents, batch.extent(), DType::F64, &Device::Cpu)?;
     let parameters = config.parameters(layout);
     let tensor = |index: usize| variables[index].as_tensor().clone();
     let norm = |p: NormParameters| [tensor(p.weight), tensor(p.bias)];
-    let ids = Tensor::from_slice(inputs, (ROWS, inputs.len() / ROWS), &Device::Cpu)?;
-    let mut x = twin::embed(&tensor(parameters.token_embedding), &tensor(parameters.position_embedding), &ids)?;
+    let ids = Tensor::from_slice(inputs, (rows, batch.sequence_length()), &Device::Cpu)?;
+    let mut x =
+        twin::embed(&tensor(parameters.token_embedding), &tensor(parameters.position_embedding), &ids, &places)?;
     for block in &parameters.blocks {
         let tensors = block.all().map(tensor).into();
-        x = twin::block(config, &tensors, &x)?;
+        x = twin::block(config, &places, &tensors, &x)?;
     }
     let logits = twin::logits(config, &norm(parameters.norm_final), &tensor(parameters.head), &x)?;
     Ok(shared_twin::loss_sum(&logits, targets, IGNORE)?.0)
@@ -88,8 +86,9 @@ fn every_gradient_of_the_fast_path_equals_the_twins_in_f64() -> Result<()> {
     for (head, time) in [(Head::Tied, 19), (Head::Untied, 7), (Head::Tied, 1)] {
         let config = config(head);
         let (layout, mut store, inputs, targets) = case(&config, time)?;
+        let batch = Batch { inputs: &inputs, targets: &targets, rows: ROWS, documents: Documents::Whole };
         let variables = variables(&store)?;
-        let expected_loss = twin_loss(&config, &layout, &variables, &inputs, &targets)?;
+        let expected_loss = twin_loss(&config, &layout, &variables, batch)?;
         let expected = expected_loss.backward()?;
         let expected_loss = expected_loss.to_scalar::<f64>()?;
 
@@ -97,7 +96,6 @@ fn every_gradient_of_the_fast_path_equals_the_twins_in_f64() -> Result<()> {
             let mut engine =
                 Engine::new(&ModelShape::Gpt2(config.clone()), &layout, &Device::Cpu, recompute, Precision::F32);
             store.start_gradients();
-            let batch = Batch { inputs: &inputs, targets: &targets, rows: ROWS };
             let loss = engine.gradients(&mut store, batch, Labels::Data)?;
             assert!((loss.sum - expected_loss).abs() < 1e-5 * expected_loss.abs(), "{} {expected_loss}", loss.sum);
             assert_eq!(engine.loss(&store, batch)?, loss);
@@ -121,8 +119,9 @@ fn every_gradient_of_the_fast_path_equals_the_twins_in_f64() -> Result<()> {
 fn the_twins_gradient_equals_finite_differences() -> Result<()> {
     let config = config(Head::Tied);
     let (layout, store, inputs, targets) = case(&config, 5)?;
+    let batch = Batch { inputs: &inputs, targets: &targets, rows: ROWS, documents: Documents::Whole };
     let base = variables(&store)?;
-    let gradients = twin_loss(&config, &layout, &base, &inputs, &targets)?.backward()?;
+    let gradients = twin_loss(&config, &layout, &base, batch)?.backward()?;
     let step = 1e-5;
     for (index, parameter) in layout.parameters().iter().enumerate() {
         let analytic = gradients.get(&base[index]).expect("a gradient").flatten_all()?.to_vec1::<f64>()?;
@@ -132,7 +131,7 @@ fn the_twins_gradient_equals_finite_differences() -> Result<()> {
             numbers[largest] += shift;
             let original = base[index].as_tensor().copy()?;
             base[index].set(&Tensor::from_vec(numbers, parameter.shape.as_slice(), &Device::Cpu)?)?;
-            let loss = twin_loss(&config, &layout, &base, &inputs, &targets)?.to_scalar::<f64>()?;
+            let loss = twin_loss(&config, &layout, &base, batch)?.to_scalar::<f64>()?;
             base[index].set(&original)?;
             Ok(loss)
         };
@@ -147,7 +146,7 @@ fn the_twins_gradient_equals_finite_differences() -> Result<()> {
 fn the_fall_back_gives_the_fast_paths_loss_and_gradients() -> Result<()> {
     let config = config(Head::Tied);
     let (layout, mut store, inputs, targets) = case(&config, 9)?;
-    let batch = Batch { inputs: &inputs, targets: &targets, rows: ROWS };
+    let batch = Batch { inputs: &inputs, targets: &targets, rows: ROWS, documents: Documents::Whole };
     let mut engine =
         Engine::new(&ModelShape::Gpt2(config.clone()), &layout, &Device::Cpu, Recompute::None, Precision::F32);
     let generic = Gpt2Generic { config: config.clone(), parameters: config.parameters(&layout) };
@@ -176,7 +175,7 @@ fn decoding_with_the_cache_gives_the_logits_of_the_whole_sequence() -> Result<()
     let (layout, store, inputs, _) = case(&config, 12)?;
     let vocabulary = config.vocab_size;
     let mut model = Gpt2Cpu::new(config, layout, Recompute::None, Precision::F32);
-    slice(store.weights(), |weights| -> Result<()> {
+    store.read(|weights| -> Result<()> {
         let expected = model.logits(weights, &inputs, ROWS)?;
         let at = |row: usize, time: usize| &expected[(row * 12 + time) * vocabulary..][..vocabulary];
         let prompt_lengths = [4, 1, 6];
@@ -197,4 +196,52 @@ fn decoding_with_the_cache_gives_the_logits_of_the_whole_sequence() -> Result<()
         }
         Ok(())
     })?
+}
+
+#[test]
+fn examples_packed_into_a_row_have_the_loss_and_gradients_of_each_by_itself() -> Result<()> {
+    let config = config(Head::Tied);
+    let (layout, mut store, inputs, targets) = case(&config, 19)?;
+    let lengths: [&[usize]; ROWS] = [&[7, 1, 11], &[19], &[2, 10, 3, 4]];
+    let places: Vec<u32> = lengths.iter().flat_map(|row| row.iter().flat_map(|&length| 0..length as u32)).collect();
+    let generic = Gpt2Generic { config: config.clone(), parameters: config.parameters(&layout) };
+    let mut generic = Engine::Gpt2Generic(Box::new(generic));
+    let recompute = Recompute::Block;
+    let recomputing = Engine::new(&ModelShape::Gpt2(config.clone()), &layout, &Device::Cpu, recompute, Precision::F32);
+    let recompute = Recompute::None;
+    let mut one_by_one =
+        Engine::new(&ModelShape::Gpt2(config.clone()), &layout, &Device::Cpu, recompute, Precision::F32);
+    store.start_gradients();
+    let (mut sum, mut count, mut first) = (0.0, 0, 0);
+    for &length in lengths.into_iter().flatten() {
+        let (inputs, targets) = (&inputs[first..first + length], &targets[first..first + length]);
+        let batch = Batch { inputs, targets, rows: 1, documents: Documents::Whole };
+        let loss = one_by_one.gradients(&mut store, batch, Labels::Data)?;
+        (sum, count, first) = (sum + loss.sum, count + loss.count, first + length);
+    }
+    let expected = slice(store.gradients(), |gradients| gradients.iter().map(|&x| f64::from(x)).collect::<Vec<_>>())?;
+
+    let batch = Batch { inputs: &inputs, targets: &targets, rows: ROWS, documents: Documents::Packed(&places) };
+    for (name, engine) in [("kept", &mut one_by_one), ("recomputed", &mut { recomputing }), ("twin", &mut generic)] {
+        store.start_gradients();
+        let loss = engine.gradients(&mut store, batch, Labels::Data)?;
+        assert_eq!(loss.count, count);
+        assert!((loss.sum - sum).abs() < 1e-5 * sum, "{name}: {} {sum}", loss.sum);
+        assert!((engine.loss(&store, batch)?.sum - sum).abs() < 1e-5 * sum);
+        let gradients = slice(store.gradients(), |gradients| gradients.to_vec())?;
+        for parameter in layout.parameters() {
+            let error = distance(&gradients[parameter.range()], &expected[parameter.range()]);
+            assert!(error < 2e-5, "{name} {}: {error}", parameter.name);
+        }
+    }
+    // What other examples of the row say changes nothing: not a bit of the first example's loss.
+    let mut other = inputs.clone();
+    other[7..19].iter_mut().for_each(|id| *id = (*id + 1) % config.vocab_size as u32);
+    let masked: Vec<u32> = targets.iter().enumerate().map(|(i, &t)| if i < 7 { t } else { IGNORE }).collect();
+    let mut loss = |inputs: &[u32]| -> Result<LossSum> {
+        let batch = Batch { inputs, targets: &masked, rows: ROWS, documents: Documents::Packed(&places) };
+        one_by_one.loss(&store, batch)
+    };
+    assert_eq!(loss(&inputs)?, loss(&other)?);
+    Ok(())
 }

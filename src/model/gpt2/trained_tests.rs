@@ -3,12 +3,13 @@
 use super::twin::{self, BlockTensors};
 use super::*;
 use crate::config::Recompute;
-use crate::model::weights;
+use crate::model::twin::Places;
+use crate::model::{Documents, Extent, weights};
 use crate::ops::product::Precision;
 use crate::params::Layout;
 use anyhow::{Context, Result};
 use base64::Engine as _;
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -67,7 +68,9 @@ fn every_block_of_the_twin_gives_pytorchs_activations() -> Result<()> {
     let ids = Tensor::from_vec(trained.ids()?, (ROWS, TIME), &Device::Cpu)?;
     let (tokens, positions) =
         (trained.tensor(parameters.token_embedding)?, trained.tensor(parameters.position_embedding)?);
-    let mut x = twin::embed(&tokens, &positions, &ids)?;
+    let extent = Extent { rows: ROWS, time: TIME };
+    let places = Places::new(Documents::Whole, extent, DType::F32, &Device::Cpu)?;
+    let mut x = twin::embed(&tokens, &positions, &ids, &places)?;
     let check = |name: &str, x: &Tensor| -> Result<()> {
         assert_close(name, &x.flatten_all()?.to_vec1::<f32>()?, &trained.expected(name)?);
         Ok(())
@@ -76,7 +79,7 @@ fn every_block_of_the_twin_gives_pytorchs_activations() -> Result<()> {
     for (layer, block) in parameters.blocks.iter().enumerate() {
         let tensors: Vec<Tensor> = block.all().into_iter().map(|index| trained.tensor(index)).collect::<Result<_>>()?;
         let tensors = BlockTensors::from(std::array::from_fn(|place| tensors[place].clone()));
-        x = twin::block(&trained.config, &tensors, &x)?;
+        x = twin::block(&trained.config, &places, &tensors, &x)?;
         check(&format!("block{layer}"), &x)?;
     }
     let norm = pair(parameters.norm_final.weight, parameters.norm_final.bias)?;
@@ -87,20 +90,24 @@ fn every_block_of_the_twin_gives_pytorchs_activations() -> Result<()> {
 fn the_fast_path_gives_pytorchs_logits_and_sorts_all_729_inputs() -> Result<()> {
     let trained = Trained::load()?;
     let mut model = Gpt2Cpu::new(trained.config.clone(), Arc::clone(&trained.layout), Recompute::None, Precision::F32);
-    assert_close("ln_f", model.hidden(&trained.weights, &trained.ids()?, ROWS)?, &trained.expected("ln_f")?);
-    assert_close("lm_head", &model.logits(&trained.weights, &trained.ids()?, ROWS)?, &trained.expected("lm_head")?);
+    assert_close("ln_f", model.hidden(trained.weights[..].into(), &trained.ids()?, ROWS)?, &trained.expected("ln_f")?);
+    assert_close(
+        "lm_head",
+        &model.logits(trained.weights[..].into(), &trained.ids()?, ROWS)?,
+        &trained.expected("lm_head")?,
+    );
 
     for number in 0..729u32 {
         let digits: Vec<u32> = (0..6).map(|place| number / 3u32.pow(place) % 3).collect();
         let mut cache = model.cache(1, TIME);
         let mut logits = vec![0.0; 3];
-        model.prefill(&trained.weights, &mut cache, 0, &digits, &mut logits)?;
+        model.prefill(trained.weights[..].into(), &mut cache, 0, &digits, &mut logits)?;
         let mut sorted = Vec::new();
         for _ in 0..6 {
             let next = (0..3u32).max_by(|&a, &b| logits[a as usize].total_cmp(&logits[b as usize])).unwrap_or(0);
             sorted.push(next);
             if sorted.len() < 6 {
-                model.decode(&trained.weights, &mut cache, &[next], &mut logits)?;
+                model.decode(trained.weights[..].into(), &mut cache, &[next], &mut logits)?;
             }
         }
         let mut expected = digits.clone();

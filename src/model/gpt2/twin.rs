@@ -5,7 +5,7 @@
 //! the graph silently.
 
 use super::Gpt2Config;
-use crate::model::twin::causal_mask;
+use crate::model::twin::Places;
 use candle_core::{D, Result, Tensor};
 use candle_nn::ops::{layer_norm_slow, softmax};
 
@@ -40,15 +40,15 @@ fn linear(x: &Tensor, [weight, bias]: &[Tensor; 2]) -> Result<Tensor> {
 }
 
 /// Token plus position embedding: ids [B, T] -> [B, T, C].
-pub fn embed(token: &Tensor, position: &Tensor, ids: &Tensor) -> Result<Tensor> {
+pub fn embed(token: &Tensor, position: &Tensor, ids: &Tensor, places: &Places) -> Result<Tensor> {
     let (batch, time) = ids.dims2()?;
     let width = token.dim(1)?;
-    let tokens = token.index_select(&ids.flatten_all()?, 0)?.reshape((batch, time, width))?;
-    tokens.broadcast_add(&position.narrow(0, 0, time)?)
+    let tokens = token.index_select(&ids.flatten_all()?, 0)?;
+    (tokens + position.index_select(&places.positions, 0)?)?.reshape((batch, time, width))
 }
 
 /// One pre-norm block: x [B, T, C] -> [B, T, C].
-pub fn block(config: &Gpt2Config, parameters: &BlockTensors, x: &Tensor) -> Result<Tensor> {
+pub fn block(config: &Gpt2Config, places: &Places, parameters: &BlockTensors, x: &Tensor) -> Result<Tensor> {
     let (batch, time, width) = x.dims3()?;
     let (heads, head_dim, epsilon) = (config.n_head, config.head_dim(), config.layer_norm_epsilon as f32);
     let BlockTensors { norm_1, attention_in, attention_out, norm_2, mlp_in, mlp_out } = parameters;
@@ -60,7 +60,7 @@ pub fn block(config: &Gpt2Config, parameters: &BlockTensors, x: &Tensor) -> Resu
     };
     let (query, key, value) = (part(0)?, part(1)?, part(2)?);
     let scores = (query.matmul(&key.t()?.contiguous()?)? * (1.0 / (head_dim as f64).sqrt()))?;
-    let scores = scores.broadcast_add(&causal_mask(time, x.dtype(), x.device())?)?;
+    let scores = scores.broadcast_add(&places.mask)?;
     let mixed = softmax(&scores, D::Minus1)?.matmul(&value)?;
     let mixed = mixed.transpose(1, 2)?.contiguous()?.reshape((batch, time, width))?;
     let x = (x + linear(&mixed, attention_out)?)?;

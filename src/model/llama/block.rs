@@ -1,12 +1,13 @@
 //! One LLaMA block on the CPU, forward and backward.
 
 use super::{BlockParameters, LlamaConfig, LlamaParameters};
-use crate::model::{Extent, KeyValueCache};
-use crate::ops::product::Precision;
+use crate::model::KeyValueCache;
+use crate::model::extent::Rows;
+use crate::ops::product::{Numbers, Precision};
 use crate::ops::profile::{Part, timed};
 use crate::ops::rotary::{self, Direction};
 use crate::ops::{Gradient, activation, attention, cross_entropy, linear, rms_norm};
-use crate::params::{GradientSlots, Layout};
+use crate::params::{GradientSlots, Layout, Weights};
 use std::sync::Arc;
 
 /// The model without its buffers.
@@ -20,17 +21,9 @@ pub struct Model {
     pub precision: Precision,
 }
 
-/// The rows that a pass runs over.
-#[derive(Clone, Copy)]
-pub struct Rows<'a> {
-    pub extent: Extent,
-    /// [R]: where each row stands in its sequence.
-    pub positions: &'a [u32],
-}
-
 /// What the rows attend to.
 pub enum Past<'a> {
-    /// Their own sequences, which begin with them.
+    /// Their own documents, which begin with them.
     None,
     /// The same, and their keys and values are kept as those of one sequence of the cache.
     Fill { cache: &'a mut KeyValueCache, sequence: usize },
@@ -87,7 +80,7 @@ impl Model {
     #[allow(clippy::too_many_arguments, reason = "inputs, outputs and working memory of one block")]
     pub fn block_forward(
         &self,
-        weights: &[f32],
+        weights: Weights,
         layer: usize,
         rows: Rows,
         past: &mut Past,
@@ -115,7 +108,7 @@ impl Model {
     #[allow(clippy::too_many_arguments, reason = "inputs, outputs and working memory of one block")]
     pub fn block_backward(
         &self,
-        weights: &[f32],
+        weights: Weights,
         slots: &mut GradientSlots,
         block: &BlockParameters,
         rows: Rows,
@@ -143,7 +136,7 @@ impl Model {
             let Saved { query, key, value, mixed, log_sum_exp, .. } = saved;
             let inputs = attention::Inputs::Separate { q: query, k: key, v: value };
             let gradients = attention::InputGradients::Separate { dq: d_query, dk: d_key, dv: d_value };
-            let saved = attention::Saved { inputs, y: mixed, log_sum_exp };
+            let saved = attention::Saved { inputs, documents: rows.documents, y: mixed, log_sum_exp };
             attention::backward(shape, shape.scale(), saved, d_mixed, gradients, scratch);
             rotary::rotate(&self.rotation, Direction::Backward, rows.positions, d_query);
             rotary::rotate(&self.rotation, Direction::Backward, rows.positions, d_key);
@@ -176,19 +169,28 @@ impl Model {
             }
         }
         let inputs = attention::Inputs::Separate { q: query, k: key, v: value };
-        attention::forward(shape, shape.scale(), inputs, mixed, log_sum_exp, scratch);
+        attention::forward(shape, shape.scale(), inputs, rows.documents, mixed, log_sum_exp, scratch);
     }
 }
 
 impl Model {
-    pub fn weight<'a>(&self, weights: &'a [f32], index: usize) -> &'a [f32] {
-        &weights[self.layout.parameters()[index].range()]
+    pub fn weight<'a>(&self, weights: Weights<'a>, index: usize) -> &'a [f32] {
+        &weights.exact[self.layout.parameters()[index].range()]
     }
 
-    pub fn linear_weight<'a>(&self, weights: &'a [f32], index: usize) -> linear::Weight<'a> {
+    /// As a product of this model's precision reads it: from the bf16 copy, if there is one.
+    pub fn matrix<'a>(&self, weights: Weights<'a>, index: usize) -> Numbers<'a> {
+        let range = self.layout.parameters()[index].range();
+        match (self.precision, weights.rounded) {
+            (Precision::Bf16, Some(rounded)) => rounded[range].into(),
+            _ => weights.exact[range].into(),
+        }
+    }
+
+    pub fn linear_weight<'a>(&self, weights: Weights<'a>, index: usize) -> linear::Weight<'a> {
         let shape = &self.layout.parameters()[index].shape;
         linear::Weight {
-            data: self.weight(weights, index).into(),
+            data: self.matrix(weights, index),
             dims: linear::Dims {
                 inputs: shape[1],
                 outputs: shape[0],
@@ -198,16 +200,16 @@ impl Model {
         }
     }
 
-    pub fn head<'a>(&self, weights: &'a [f32]) -> cross_entropy::Head<'a> {
+    pub fn head<'a>(&self, weights: Weights<'a>) -> cross_entropy::Head<'a> {
         cross_entropy::Head {
-            weight: self.weight(weights, self.parameters.head).into(),
+            weight: self.matrix(weights, self.parameters.head),
             vocabulary: self.config.vocab_size,
             width: self.config.n_embd,
             precision: self.precision,
         }
     }
 
-    pub fn norm(&self, weights: &[f32], norm: usize, x: &[f32], y: &mut [f32], rstd: &mut [f32]) {
+    pub fn norm(&self, weights: Weights, norm: usize, x: &[f32], y: &mut [f32], rstd: &mut [f32]) {
         let (weight, epsilon) = (self.weight(weights, norm), self.config.rms_norm_epsilon as f32);
         timed(Part::Norm, || rms_norm::forward(x, weight, epsilon, y, rstd));
     }
@@ -215,7 +217,7 @@ impl Model {
     #[allow(clippy::too_many_arguments, reason = "a norm's input and rstd, its gradients and scratch")]
     pub fn norm_backward(
         &self,
-        weights: &[f32],
+        weights: Weights,
         slots: &mut GradientSlots,
         norm: usize,
         (x, rstd): (&[f32], &[f32]),
@@ -227,14 +229,14 @@ impl Model {
         timed(Part::Norm, || rms_norm::backward(saved, dy, dx, slots.slot(norm).into(), scratch));
     }
 
-    fn project(&self, weights: &[f32], layer: usize, x: &[f32], residual: Option<&[f32]>, y: &mut [f32]) {
+    fn project(&self, weights: Weights, layer: usize, x: &[f32], residual: Option<&[f32]>, y: &mut [f32]) {
         timed(Part::LinearForward, || linear::forward(x, self.linear_weight(weights, layer), None, residual, y));
     }
 
     /// Gradients of a linear layer's weight and of its input.
     fn project_backward(
         &self,
-        weights: &[f32],
+        weights: Weights,
         slots: &mut GradientSlots,
         layer: usize,
         x: &[f32],

@@ -4,13 +4,14 @@
 //! [`Recompute::Block`] only each block's input is kept and the block runs forward again before it runs backward.
 
 use super::LlamaConfig;
-use super::block::{Model, Past, Rows, Saved, Shared};
+use super::block::{Model, Past, Saved, Shared};
 use crate::config::Recompute;
-use crate::model::{Batch, Extent, Labels, LossSum};
+use crate::model::extent::{Rows, place};
+use crate::model::{Batch, Documents, Extent, Labels, LossSum};
 use crate::ops::product::Precision;
 use crate::ops::profile::{Part, timed};
 use crate::ops::{Gradient, attention, cross_entropy, embedding, rms_norm, rotary};
-use crate::params::{GradientSlots, Layout};
+use crate::params::{GradientSlots, Layout, Weights};
 use anyhow::{Result, ensure};
 use std::sync::Arc;
 
@@ -159,7 +160,14 @@ impl LlamaCpu {
     }
 
     /// Runs all blocks and the final norm; the results stay in the buffers.
-    pub(super) fn forward(&mut self, weights: &[f32], inputs: &[u32], extent: Extent, past: &mut Past) -> Result<()> {
+    pub(super) fn forward(
+        &mut self,
+        weights: Weights,
+        inputs: &[u32],
+        extent: Extent,
+        documents: Documents,
+        past: &mut Past,
+    ) -> Result<()> {
         let scratch_len = match past {
             Past::Extend(cache) => {
                 cache.lengthen(extent.rows)?;
@@ -169,8 +177,7 @@ impl LlamaCpu {
             }
             Past::None | Past::Fill { .. } => {
                 self.reach(extent.time)?;
-                self.buffers.positions.clear();
-                self.buffers.positions.extend((0..extent.rows).flat_map(|_| 0..extent.time as u32));
+                place(documents, extent, &mut self.buffers.positions);
                 attention::scratch_len(self.model.config.attention(extent))
             }
         };
@@ -178,7 +185,7 @@ impl LlamaCpu {
         buffers.fit_forward(&model.config, extent, *recompute);
         buffers.fit_scratch(scratch_len);
         let Buffers { positions, stream, saved, normed, rstd, shared, .. } = buffers;
-        let rows = Rows { extent, positions };
+        let rows = Rows { extent, positions, documents };
         let table = model.weight(weights, model.parameters.token_embedding);
         timed(Part::Embedding, || embedding::forward(inputs, table, None, model.config.n_embd, &mut stream[0]))?;
         for layer in 0..model.config.n_layer {
@@ -191,9 +198,9 @@ impl LlamaCpu {
     }
 
     /// The loss alone; each target's negative log-likelihood is in the slice that is given back (0 where ignored).
-    pub fn loss(&mut self, weights: &[f32], batch: Batch) -> Result<(LossSum, &[f64])> {
-        let extent = Extent { rows: batch.rows, time: batch.sequence_length() };
-        self.forward(weights, batch.inputs, extent, &mut Past::None)?;
+    pub fn loss(&mut self, weights: Weights, batch: Batch) -> Result<(LossSum, &[f64])> {
+        let extent = batch.extent();
+        self.forward(weights, batch.inputs, extent, batch.documents, &mut Past::None)?;
         let Self { model, buffers, .. } = self;
         buffers.fit_scratch(cross_entropy::scratch_len(extent.tokens(), model.config.vocab_size));
         let Buffers { normed, nll, shared, .. } = buffers;
@@ -207,19 +214,19 @@ impl LlamaCpu {
     /// The loss, and its gradient written or added to the slots.
     pub fn gradients(
         &mut self,
-        weights: &[f32],
+        weights: Weights,
         slots: &mut GradientSlots,
         batch: Batch,
         labels: Labels,
     ) -> Result<LossSum> {
-        let extent = Extent { rows: batch.rows, time: batch.sequence_length() };
-        self.forward(weights, batch.inputs, extent, &mut Past::None)?;
+        let extent = batch.extent();
+        self.forward(weights, batch.inputs, extent, batch.documents, &mut Past::None)?;
         let Self { model, recompute, buffers } = self;
         buffers.fit_backward(&model.config, extent);
         buffers.fit_scratch(training_scratch_len(&model.config, extent));
         let Buffers { positions, stream, saved, normed, rstd, nll, d_stream, shared } = buffers;
         nll.resize(extent.tokens(), 0.0);
-        let rows = Rows { extent, positions };
+        let rows = Rows { extent, positions, documents: batch.documents };
         let (layers, width) = (model.config.n_layer, model.config.n_embd);
 
         let labels = match labels {

@@ -2,8 +2,9 @@
 
 use super::block::Past;
 use super::cpu::LlamaCpu;
-use crate::model::{Extent, KeyValueCache};
+use crate::model::{Documents, Extent, KeyValueCache};
 use crate::ops::linear;
+use crate::params::Weights;
 use anyhow::Result;
 
 impl LlamaCpu {
@@ -19,7 +20,7 @@ impl LlamaCpu {
     /// When the prompt is empty, longer than the cache, or holds an id outside the vocabulary.
     pub fn prefill(
         &mut self,
-        weights: &[f32],
+        weights: Weights,
         cache: &mut KeyValueCache,
         sequence: usize,
         prompt: &[u32],
@@ -27,7 +28,7 @@ impl LlamaCpu {
     ) -> Result<()> {
         cache.restart(sequence, prompt.len())?;
         let extent = Extent { rows: 1, time: prompt.len() };
-        self.forward(weights, prompt, extent, &mut Past::Fill { cache, sequence })?;
+        self.forward(weights, prompt, extent, Documents::Whole, &mut Past::Fill { cache, sequence })?;
         let normed = &self.buffers.normed;
         self.head_logits(weights, &normed[normed.len() - self.model.config.n_embd..], logits);
         Ok(())
@@ -39,28 +40,28 @@ impl LlamaCpu {
     /// When a sequence is full, or an id lies outside the vocabulary.
     pub fn decode(
         &mut self,
-        weights: &[f32],
+        weights: Weights,
         cache: &mut KeyValueCache,
         tokens: &[u32],
         logits: &mut [f32],
     ) -> Result<()> {
         let extent = Extent { rows: tokens.len(), time: 1 };
-        self.forward(weights, tokens, extent, &mut Past::Extend(cache))?;
+        self.forward(weights, tokens, extent, Documents::Whole, &mut Past::Extend(cache))?;
         self.head_logits(weights, &self.buffers.normed, logits);
         Ok(())
     }
 
     /// Logits [rows * time, V] of every position.
-    pub fn logits(&mut self, weights: &[f32], inputs: &[u32], rows: usize) -> Result<Vec<f32>> {
+    pub fn logits(&mut self, weights: Weights, inputs: &[u32], rows: usize) -> Result<Vec<f32>> {
         let extent = Extent { rows, time: inputs.len() / rows.max(1) };
-        self.forward(weights, inputs, extent, &mut Past::None)?;
+        self.forward(weights, inputs, extent, Documents::Whole, &mut Past::None)?;
         let mut logits = vec![0.0; inputs.len() * self.model.config.vocab_size];
         self.head_logits(weights, &self.buffers.normed, &mut logits);
         Ok(logits)
     }
 
     /// Logits [R, V] of `hidden` [R, C], the final norm's output.
-    fn head_logits(&self, weights: &[f32], hidden: &[f32], logits: &mut [f32]) {
+    fn head_logits(&self, weights: Weights, hidden: &[f32], logits: &mut [f32]) {
         let head = self.model.linear_weight(weights, self.model.parameters.head);
         linear::forward(hidden, head, None, None, logits);
     }

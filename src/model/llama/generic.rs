@@ -6,6 +6,7 @@
 use super::twin::{self, Rotation};
 use super::{LlamaConfig, LlamaParameters};
 use crate::model::fall_back::{Variables, check_ids, ids_on, label_loss, views};
+use crate::model::twin::Places;
 use crate::model::{Batch, Labels, LossSum};
 use crate::params::ParameterStore;
 use candle_core::{DType, Result, Tensor, Var, bail};
@@ -17,25 +18,32 @@ pub struct LlamaGeneric {
 }
 
 impl LlamaGeneric {
-    fn rotation(&self, store: &ParameterStore, time: usize) -> Result<Rotation> {
-        Rotation::new(&self.config, time, DType::F32, store.device())
+    fn places(&self, store: &ParameterStore, batch: Batch) -> Result<(Places, Rotation)> {
+        let places = Places::new(batch.documents, batch.extent(), DType::F32, store.device())?;
+        let rotation = Rotation::new(&self.config, &places)?;
+        Ok((places, rotation))
     }
 
     /// The input of every block and of the final norm: [B, T, C] each.
-    fn forward(&self, store: &ParameterStore, ids: &Tensor, rotation: &Rotation) -> Result<Vec<Tensor>> {
+    fn forward(
+        &self,
+        store: &ParameterStore,
+        ids: &Tensor,
+        (places, rotation): &(Places, Rotation),
+    ) -> Result<Vec<Tensor>> {
         let table = store.view(store.weights(), self.parameters.token_embedding)?;
         let mut inputs = vec![twin::embed(&table, ids)?];
         for (layer, block) in self.parameters.blocks.iter().enumerate() {
             let tensors = views(store, block.all())?.into();
-            inputs.push(twin::block(&self.config, rotation, &tensors, &inputs[layer])?);
+            inputs.push(twin::block(&self.config, places, rotation, &tensors, &inputs[layer])?);
         }
         Ok(inputs)
     }
 
-    /// Logits [rows * time, V].
-    pub fn logits(&self, store: &ParameterStore, inputs: &[u32], rows: usize) -> Result<Tensor> {
-        let ids = ids_on(store, inputs, rows)?;
-        let hidden = self.forward(store, &ids, &self.rotation(store, ids.dim(1)?)?)?;
+    /// Logits [rows * time, V]; the targets play no part.
+    pub fn logits(&self, store: &ParameterStore, batch: Batch) -> Result<Tensor> {
+        let ids = ids_on(store, batch.inputs, batch.rows)?;
+        let hidden = self.forward(store, &ids, &self.places(store, batch)?)?;
         let [norm, head] = views(store, [self.parameters.norm_final, self.parameters.head])?;
         twin::logits(&self.config, &norm, &head, &hidden[self.config.n_layer])
     }
@@ -43,7 +51,7 @@ impl LlamaGeneric {
     /// The loss alone.
     pub fn loss(&self, store: &ParameterStore, batch: Batch) -> Result<LossSum> {
         check_ids(batch, &Labels::Data, self.config.vocab_size)?;
-        let logits = self.logits(store, batch.inputs, batch.rows)?;
+        let logits = self.logits(store, batch)?;
         let (sum, count) = label_loss(&logits, batch, Labels::Data)?;
         Ok(LossSum { sum: f64::from(sum.to_scalar::<f32>()?), count })
     }
@@ -52,8 +60,9 @@ impl LlamaGeneric {
     pub fn gradients(&self, store: &mut ParameterStore, batch: Batch, labels: Labels) -> Result<LossSum> {
         check_ids(batch, &labels, self.config.vocab_size)?;
         let ids = ids_on(store, batch.inputs, batch.rows)?;
-        let rotation = self.rotation(store, ids.dim(1)?)?;
-        let hidden = self.forward(store, &ids, &rotation)?;
+        let places = self.places(store, batch)?;
+        let hidden = self.forward(store, &ids, &places)?;
+        let (places, rotation) = places;
 
         let head = Variables::new(store, [self.parameters.norm_final, self.parameters.head])?;
         let [norm, matrix] = head.tensors();
@@ -68,7 +77,7 @@ impl LlamaGeneric {
         for (layer, block) in self.parameters.blocks.iter().enumerate().rev() {
             let variables = Variables::new(store, block.all())?;
             let input = Var::from_tensor(&hidden[layer])?;
-            let output = twin::block(&self.config, &rotation, &variables.tensors().into(), input.as_tensor())?;
+            let output = twin::block(&self.config, &places, &rotation, &variables.tensors().into(), input.as_tensor())?;
             let weighted = (output * gradient.detach())?.sum_all()?;
             let Some(next) = variables.backward(store, &weighted, Some(&input))? else {
                 bail!("the twin of block {layer} gave no gradient to its input")

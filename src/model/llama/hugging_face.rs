@@ -1,7 +1,7 @@
 //! LLaMA's Hugging Face `config.json`.
 
 use super::{LlamaConfig, SpecialIds};
-use crate::model::Head;
+use crate::model::{Head, TextMarks};
 use crate::ops::rotary::Scaling;
 use serde_json::{Map, Value, json};
 
@@ -57,16 +57,16 @@ impl LlamaConfig {
         })
     }
 
-    /// The `config.json` that transformers reads (4 and 5); `end_of_text` begins and ends texts where the shape's own
-    /// config.json named no ids.
-    pub fn to_hugging_face(&self, end_of_text: Option<u32>) -> Value {
+    /// The `config.json` that transformers reads (4 and 5); `marks` stand in it where the shape's own config.json named
+    /// no ids.
+    pub fn to_hugging_face(&self, marks: Option<TextMarks>) -> Value {
         let SpecialIds { begin_of_text, end_of_text: ends, padding } = &self.special_ids;
         let end = match &ends[..] {
-            [] => json!(end_of_text),
+            [] => json!(marks.map(|marks| marks.end)),
             [only] => json!(only),
             several => json!(several),
         };
-        let begin = if ends.is_empty() { begin_of_text.or(end_of_text) } else { *begin_of_text };
+        let begin = if ends.is_empty() { begin_of_text.or(marks.map(|marks| marks.begin)) } else { *begin_of_text };
         let scaling = match self.rope_scaling {
             Scaling::None => Value::Null,
             Scaling::Llama3 { factor, low_frequency_factor, high_frequency_factor, original_positions } => json!({
@@ -279,11 +279,11 @@ mod tests {
         nested["rope_parameters"]["rope_theta"] = nested["rope_theta"].take();
         assert_eq!(LlamaConfig::from_hugging_face(&nested)?, flat);
         assert_eq!(flat.special_ids.end_of_text, [128_001, 128_008, 128_009]);
-        assert_eq!(LlamaConfig::from_hugging_face(&flat.to_hugging_face(Some(3)))?, flat);
+        assert_eq!(LlamaConfig::from_hugging_face(&flat.to_hugging_face(Some(TextMarks { begin: 4, end: 3 })))?, flat);
         let mut without_ids = flat;
         without_ids.special_ids = SpecialIds::default();
-        let written = without_ids.to_hugging_face(Some(3));
-        assert_eq!((&written["bos_token_id"], &written["eos_token_id"]), (&json!(3), &json!(3)));
+        let written = without_ids.to_hugging_face(Some(TextMarks { begin: 4, end: 3 }));
+        assert_eq!((&written["bos_token_id"], &written["eos_token_id"]), (&json!(4), &json!(3)));
         Ok(())
     }
 

@@ -5,9 +5,9 @@
 //! softmax would cut the graph silently.
 
 use super::LlamaConfig;
-use crate::model::twin::causal_mask;
+use crate::model::twin::Places;
 use crate::ops::rotary::Table;
-use candle_core::{D, DType, Device, Result, Tensor};
+use candle_core::{D, Result, Tensor};
 use candle_nn::ops::softmax;
 
 /// One block's nine parameters, in the order of [`super::BlockParameters`].
@@ -29,15 +29,16 @@ impl From<[Tensor; 9]> for BlockTensors {
     }
 }
 
-/// Cosines and sines [T, head_dim / 2] of the positions 0..T.
+/// Cosines and sines [B, 1, T, head_dim / 2] of every token's position.
 pub struct Rotation {
     cos: Tensor,
     sin: Tensor,
 }
 
 impl Rotation {
-    pub fn new(config: &LlamaConfig, time: usize, dtype: DType, device: &Device) -> Result<Self> {
+    pub fn new(config: &LlamaConfig, places: &Places) -> Result<Self> {
         let half = config.head_dim / 2;
+        let (batch, _, time, _) = places.mask.dims4()?;
         let table = Table::new(config.rope_theta, config.head_dim, time, config.rope_scaling);
         let (mut cos, mut sin) = (Vec::with_capacity(time * half), Vec::with_capacity(time * half));
         for position in 0..time {
@@ -45,7 +46,10 @@ impl Rotation {
             cos.extend_from_slice(row_cos);
             sin.extend_from_slice(row_sin);
         }
-        let tensor = |numbers| Tensor::from_vec(numbers, (time, half), device)?.to_dtype(dtype);
+        let tensor = |numbers| {
+            let table = Tensor::from_vec(numbers, (time, half), places.mask.device())?.to_dtype(places.mask.dtype())?;
+            table.index_select(&places.positions, 0)?.reshape((batch, 1, time, half))
+        };
         Ok(Self { cos: tensor(cos)?, sin: tensor(sin)? })
     }
 
@@ -78,7 +82,13 @@ pub fn embed(token: &Tensor, ids: &Tensor) -> Result<Tensor> {
 }
 
 /// One pre-norm block: x [B, T, C] -> [B, T, C].
-pub fn block(config: &LlamaConfig, rotation: &Rotation, parameters: &BlockTensors, x: &Tensor) -> Result<Tensor> {
+pub fn block(
+    config: &LlamaConfig,
+    places: &Places,
+    rotation: &Rotation,
+    parameters: &BlockTensors,
+    x: &Tensor,
+) -> Result<Tensor> {
     let (batch, time, _) = x.dims3()?;
     let LlamaConfig { n_head, n_kv_head, head_dim, rms_norm_epsilon: epsilon, .. } = *config;
     let group = n_head / n_kv_head;
@@ -97,7 +107,7 @@ pub fn block(config: &LlamaConfig, rotation: &Rotation, parameters: &BlockTensor
     let key = shared(rotation.turn(&part(&parameters.key, n_kv_head)?)?)?;
     let value = shared(part(&parameters.value, n_kv_head)?)?;
     let scores = (query.matmul(&key.t()?.contiguous()?)? * (1.0 / (head_dim as f64).sqrt()))?;
-    let scores = scores.broadcast_add(&causal_mask(time, x.dtype(), x.device())?)?;
+    let scores = scores.broadcast_add(&places.mask)?;
     let mixed = softmax(&scores, D::Minus1)?.matmul(&value)?;
     let mixed = mixed.transpose(1, 2)?.contiguous()?.reshape((batch, time, n_head * head_dim))?;
     let x = (x + linear(&mixed, &parameters.output)?)?;

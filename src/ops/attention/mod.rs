@@ -9,7 +9,8 @@
 //! ```
 //!
 //! Rows come in blocks of [`BLOCK`]; blocks above the diagonal are never formed. With fewer heads for keys and values
-//! than for queries (grouped-query attention), query head h reads key head h / (heads / kv_heads).
+//! than for queries (grouped-query attention), query head h reads key head h / (heads / kv_heads). Where several
+//! documents stand in a row, j goes from the beginning of i's document only, and blocks that lie before it are not formed.
 
 mod cpu;
 mod decode;
@@ -59,6 +60,36 @@ impl Shape {
     }
 }
 
+/// Which positions of a row belong together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Documents<'a> {
+    /// A row is one document.
+    Whole,
+    /// A row holds several documents, one after another: each position's place in its own, [B, T], counted from 0.
+    Packed(&'a [u32]),
+}
+
+impl<'a> Documents<'a> {
+    /// # Panics
+    /// When the places do not count up by one from 0 within the rows.
+    fn check(self, shape: Shape) {
+        let Self::Packed(places) = self else { return };
+        assert_eq!(places.len(), shape.rows(), "attention: the places in the documents are not [B, T]");
+        for row in places.chunks_exact(shape.sequence.max(1)) {
+            let counts_up = row.windows(2).all(|pair| pair[1] == 0 || pair[1] == pair[0] + 1);
+            assert!(row[0] == 0 && counts_up, "attention: the places in the documents do not count up from 0");
+        }
+    }
+
+    /// Places of `rows` positions of sequence `b` from `first` on; none where the row is one document.
+    fn of(self, shape: Shape, b: usize, first: usize, rows: usize) -> &'a [u32] {
+        match self {
+            Self::Whole => &[],
+            Self::Packed(places) => &places[b * shape.sequence + first..][..rows],
+        }
+    }
+}
+
 /// Queries, keys and values. A row is a position, in it the heads stand one after another.
 #[derive(Clone, Copy, Debug)]
 pub enum Inputs<'a> {
@@ -79,6 +110,7 @@ pub enum InputGradients<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct Saved<'a> {
     pub inputs: Inputs<'a>,
+    pub documents: Documents<'a>,
     /// [B*T, heads * head_dim].
     pub y: &'a [f32],
     /// Natural logarithm of each row's sum of e^s, [B, heads, T].

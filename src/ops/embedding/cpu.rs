@@ -23,11 +23,10 @@ pub fn forward(
 ) -> Result<(), IdError> {
     check(ids, tokens.len(), width)?;
     assert_eq!(y.len(), ids.len() * width, "embedding: y is not [N, C]");
-    if let Some(Positions { table, sequence, first }) = positions {
-        assert!(
-            sequence > 0 && (first + sequence) * width <= table.len(),
-            "embedding: the position table is too short"
-        );
+    if let Some(Positions { table, places }) = positions {
+        assert_eq!(places.len(), ids.len(), "embedding: places are not [N]");
+        let fits = places.iter().all(|&place| (place as usize) < table.len() / width);
+        assert!(fits, "embedding: the position table is too short");
     }
     let level = Level::current();
     let rows = rows_a_piece(width);
@@ -36,8 +35,8 @@ pub fn forward(
             let token = &tokens[id as usize * width..][..width];
             match positions {
                 None => y.copy_from_slice(token),
-                Some(Positions { table, sequence, first }) => {
-                    let position = first + (piece * rows + index) % sequence;
+                Some(Positions { table, places }) => {
+                    let position = places[piece * rows + index] as usize;
                     sum(level, token, &table[position * width..][..width], y);
                 }
             }
@@ -68,23 +67,6 @@ pub fn backward(ids: &[u32], dy: &[f32], width: usize, dtokens: Gradient) -> Res
         }
     });
     Ok(())
-}
-
-/// dpositions [P, C] (+)= rows of dy [N, C], row r at position r % sequence.
-pub fn backward_positions(dy: &[f32], width: usize, sequence: usize, dpositions: Gradient) {
-    assert!(width > 0 && sequence > 0 && dy.len().is_multiple_of(width), "embedding backward: dy is not [N, C]");
-    assert!(sequence * width <= dpositions.data.len(), "embedding backward: the position table is too short");
-    let (level, into) = (Level::current(), dpositions.into);
-    dpositions.data.par_chunks_exact_mut(width).enumerate().with_min_len(rows_a_piece(width)).for_each(
-        |(position, target)| {
-            if into == Into::Overwrite {
-                target.fill(0.0);
-            }
-            if position < sequence {
-                dy.chunks_exact(width).skip(position).step_by(sequence).for_each(|dy| add(level, dy, target));
-            }
-        },
-    );
 }
 
 fn check(ids: &[u32], table_len: usize, width: usize) -> Result<(), IdError> {
@@ -132,19 +114,19 @@ mod tests {
             let (tokens, table) = (normal(1, vocabulary * width), normal(2, (sequence + 2) * width));
             let dy = normal(3, rows * width);
             let y = reference::forward(&ids, &to_f64(&tokens), &positions, &to_f64(&table), width);
+            let places: Vec<u32> = positions.iter().map(|&p| p as u32).collect();
             let indices: Vec<usize> = ids.iter().map(|&id| id as usize).collect();
             let dtokens = reference::backward(&indices, &to_f64(&dy), vocabulary, width);
-            let from_zero: Vec<usize> = positions.iter().map(|p| p - 2).collect();
-            let dtable = reference::backward(&from_zero, &to_f64(&dy), sequence + 2, width);
+            let dtable = reference::backward(&positions, &to_f64(&dy), sequence + 2, width);
             at_every_level(|level| {
                 let mut y_out = vec![7.0; rows * width];
-                let place = Positions { table: &table, sequence, first: 2 };
+                let place = Positions { table: &table, places: &places };
                 forward(&ids, &tokens, Some(place), width, &mut y_out).expect("ids inside the vocabulary");
                 assert_close(&format!("y {level:?}"), &y_out, &y, 1e-6);
                 for (into, base) in [(Into::Overwrite, 0.0), (Into::Accumulate, 0.5)] {
                     let (mut dtokens_out, mut dtable_out) = (vec![0.5; tokens.len()], vec![0.5; table.len()]);
                     backward(&ids, &dy, width, Gradient { data: &mut dtokens_out, into }).expect("as before");
-                    backward_positions(&dy, width, sequence, Gradient { data: &mut dtable_out, into });
+                    backward(&places, &dy, width, Gradient { data: &mut dtable_out, into }).expect("as before");
                     let shifted = |v: &[f64]| v.iter().map(|v| v + base).collect::<Vec<_>>();
                     assert_close(&format!("dtokens {level:?}"), &dtokens_out, &shifted(&dtokens), 1e-5);
                     assert_close(&format!("dpositions {level:?}"), &dtable_out, &shifted(&dtable), 1e-5);
@@ -166,10 +148,11 @@ mod tests {
     #[test]
     fn any_number_of_threads_gives_the_same_bits() {
         let (ids, dy) = (ids(500, 60), normal(1, 500 * 48));
+        let places: Vec<u32> = (0..500).map(|row| row % 100).collect();
         assert_same_bits_for_any_threads(|| {
             let (mut dtokens, mut dpositions) = (vec![0.25; 60 * 48], vec![0.25; 100 * 48]);
             backward(&ids, &dy, 48, Gradient::accumulate(&mut dtokens)).expect("ids inside the vocabulary");
-            backward_positions(&dy, 48, 100, Gradient::accumulate(&mut dpositions));
+            backward(&places, &dy, 48, Gradient::accumulate(&mut dpositions)).expect("as before");
             [dtokens, dpositions].concat()
         });
     }

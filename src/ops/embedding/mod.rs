@@ -1,12 +1,12 @@
 //! Token and position embeddings: rows gathered from tables, and gradients scattered back.
 //!
-//! y[r] = tokens[ids[r]] (+ positions[first + r % sequence]), [N, C]. Backward: dtokens[id] = sum of dy[r] over the
-//! rows r with that id, in the order of r; dpositions[p] likewise.
+//! y[r] = tokens[ids[r]] (+ positions[places[r]]), [N, C]. Backward: dtokens[id] = sum of dy[r] over the rows r with that
+//! id, in the order of r; dpositions[p] likewise, with the places as ids.
 
 mod cpu;
 pub mod reference;
 
-pub use cpu::{backward, backward_positions, forward};
+pub use cpu::{backward, forward};
 
 /// A token that the table does not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -23,10 +23,8 @@ pub struct IdError {
 /// Which position each row stands at.
 #[derive(Clone, Copy, Debug)]
 pub struct Positions<'a> {
-    /// [P, C], P >= first + sequence.
+    /// [P, C]
     pub table: &'a [f32],
-    /// Rows of one sequence.
-    pub sequence: usize,
-    /// The position of a sequence's first row: 0 in training, further on when a text is continued.
-    pub first: usize,
+    /// [N]: the position of each row, smaller than P.
+    pub places: &'a [u32],
 }

@@ -130,21 +130,6 @@ pub(super) unsafe fn avx512<W: VectorWords>(from: Operand<W::Number>, part: Part
     unsafe { pack::<W>(from, part, out) }
 }
 
-/// Rounds numbers to bf16, nearest even; what lies below bf16's normal range becomes 0.
-///
-/// # Safety
-/// The processor has AVX512-F, -VL and -BF16, and the slices have equal lengths.
-#[target_feature(enable = "avx2,avx512f,avx512vl,avx512bf16")]
-pub(super) unsafe fn narrow(from: &[f32], to: &mut [bf16]) {
-    const SIXTEEN: usize = 16;
-    let vectors = from.len() / SIXTEEN * SIXTEEN;
-    for i in (0..vectors).step_by(SIXTEEN) {
-        // SAFETY: both slices have sixteen numbers from i on.
-        unsafe { _mm256_storeu_si256(to.as_mut_ptr().add(i).cast(), RoundedPairs::along_depth(from.as_ptr().add(i))) };
-    }
-    to[vectors..].iter_mut().zip(&from[vectors..]).for_each(|(to, &from)| *to = bf16::from_f32(from));
-}
-
 /// Lines handled at once.
 const EIGHT: usize = 8;
 /// Steps ahead of which rows that are far apart are fetched.

@@ -5,6 +5,8 @@ use super::super::gate::clip_factor;
 use super::super::reference::{self, ReferenceState};
 use super::*;
 use crate::optim::{Optimizer, OptimizerState};
+use crate::params::Weights;
+use half::bf16;
 
 struct Run {
     store: ParameterStore,
@@ -375,5 +377,55 @@ fn a_step_of_muon_is_its_formula_on_hidden_matrices_and_adamw_elsewhere() {
         for (i, (&got, &expected)) in numbers(run.store.weights()).iter().zip(&weights).enumerate() {
             assert!(!member(i) || (f64::from(got) - expected).abs() < 2e-6, "step {step}, {i}: {got} {expected}");
         }
+    }
+}
+
+/// A source that finds the bf16 copy equal to the weights whenever a second pass runs.
+struct Watching(Noise);
+
+impl GradientSource for Watching {
+    fn recompute(&mut self, store: &mut ParameterStore, labels: Labels) -> anyhow::Result<()> {
+        assert_copy_is_exact(store);
+        self.0.recompute(store, labels)
+    }
+}
+
+#[track_caller]
+fn assert_copy_is_exact(store: &ParameterStore) {
+    let same = |weights: Weights| {
+        let rounded = weights.exact.iter().map(|&weight| bf16::from_f32(weight).to_bits());
+        weights.rounded.is_some_and(|copy| rounded.eq(copy.iter().map(|copy| copy.to_bits())))
+    };
+    assert!(store.read(same).unwrap(), "the bf16 copy is not the weights rounded to nearest even");
+}
+
+#[test]
+fn every_step_leaves_the_weights_rounded_to_bf16_beside_them_and_moves_them_as_without() {
+    let small = odd_layout();
+    let large = layout(&[("wte", &[1001, 99], true), ("h.mlp.weight", &[61, 83], true), ("ln", &[70_003], false)]);
+    for config in variants() {
+        let run = |layout: &Arc<Layout>, threads: usize, with_copy: bool| {
+            rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| {
+                let mut run = Run::new(&config, layout);
+                if with_copy {
+                    run.store.keep_rounded().unwrap();
+                }
+                for step in 0..3 {
+                    let noise = Noise { fixed: random_flat(layout, 100 + step, 0.3) };
+                    set_gradients(&run.store, &noise.fixed);
+                    let (mut plain, mut watching) = (Noise { fixed: noise.fixed.clone() }, Watching(noise));
+                    let source: &mut dyn GradientSource = if with_copy { &mut watching } else { &mut plain };
+                    run.optimizer.step(&mut run.store, &input(run.lr), source).unwrap();
+                    if with_copy {
+                        assert_copy_is_exact(&run.store);
+                    }
+                }
+                run.bits()
+            })
+        };
+        let without = run(&small, 1, false);
+        assert!([1, 2, 7].iter().all(|&threads| run(&small, threads, true) == without), "{config:?}");
+        // More than one chunk.
+        run(&large, 2, true);
     }
 }

@@ -1,8 +1,8 @@
 //! The backward pass: probabilities formed again block by block, all gradients of a head in one task.
 
-use super::parts::{Part, copy_rows, parts, product, score_stride, split, transpose};
+use super::parts::{Part, copy_rows, first_key, parts, product, score_stride, split, transpose};
 use crate::ops::Into;
-use crate::ops::attention::{BLOCK, InputGradients, Saved, Shape};
+use crate::ops::attention::{BLOCK, Documents, InputGradients, Saved, Shape};
 use crate::ops::parallel::{SharedRows, for_each_with_scratch};
 use crate::ops::product::{Operand, Size, Threads, multiply};
 use crate::ops::simd::{LANES, Level, aligned, dot, exp, kernel};
@@ -19,6 +19,7 @@ pub fn backward_part(shape: Shape) -> usize {
 /// A task is one head of keys and values in one sequence; the gradients of its query heads are added in their order.
 pub fn backward(shape: Shape, scale: f32, saved: Saved, dy: &[f32], gradients: InputGradients, scratch: &mut [f32]) {
     shape.check();
+    saved.documents.check(shape);
     let Shape { batch, sequence, heads, kv_heads, .. } = shape;
     let inputs = parts(shape, saved.inputs);
     let (rows, q_width, kv_width) = (shape.rows(), shape.q_width(), shape.kv_width());
@@ -84,8 +85,14 @@ impl HeadTask<'_> {
 
         let head = KeyHead { keys, keys_transposed, values_transposed };
         let mut into = Into::Overwrite;
+        if matches!(self.saved.documents, Documents::Packed(_)) {
+            dk.fill(0.0);
+            dv.fill(0.0);
+            into = Into::Accumulate;
+        }
         for h in self.kv * group..(self.kv + 1) * group {
-            // From the last block, which reaches every key, to the first: so the very first one may overwrite.
+            // From the last block, which in a whole row reaches every key, to the first: so the very first one may
+            // overwrite.
             for block in (0..sequence.div_ceil(BLOCK)).rev() {
                 self.block(h, block * BLOCK, &head, into, dk, dv, to, scratch);
                 into = Into::Accumulate;
@@ -115,7 +122,10 @@ impl HeadTask<'_> {
     ) {
         let Shape { sequence, heads, head_dim, .. } = self.shape;
         let (level, stride) = (self.level, score_stride(self.shape));
-        let (rows, columns) = (BLOCK.min(sequence - first), (first + BLOCK).min(sequence));
+        let rows = BLOCK.min(sequence - first);
+        let places = self.saved.documents.of(self.shape, self.b, first, rows);
+        let from_key = first_key(first, places);
+        let columns = first + rows - from_key;
         let [queries, rest] = split(scratch, BLOCK * head_dim, rows * head_dim);
         let [dy, rest] = split(rest, BLOCK * head_dim, rows * head_dim);
         let [p, rest] = split(rest, BLOCK * stride, rows * stride);
@@ -130,20 +140,21 @@ impl HeadTask<'_> {
         row_dots(level, &self.saved.y[from_row * q_width + column..], q_width, dy, head_dim, deltas);
         let size = Size { m: rows, k: head_dim, n: columns };
         let [queries, dy] = [&*queries, &*dy].map(|rows| Operand::row_major(rows, head_dim));
-        product(size, queries, Operand::row_major(head.keys_transposed, stride), p, stride);
-        product(size, dy, Operand::row_major(head.values_transposed, stride), ds, stride);
+        product(size, queries, Operand::row_major(&head.keys_transposed[from_key..], stride), p, stride);
+        product(size, dy, Operand::row_major(&head.values_transposed[from_key..], stride), ds, stride);
         let logs = &self.saved.log_sum_exp[(self.b * heads + h) * sequence + first..][..rows];
-        score_gradients(level, p, ds, stride, first, columns, logs, deltas);
+        score_gradients(level, p, ds, stride, first - from_key, columns, places, logs, deltas);
 
         let [p, ds] = [&*p, &*ds].map(|scores| Operand::row_major(scores, stride));
         let size = Size { m: rows, k: columns, n: head_dim };
-        let keys = Operand::row_major(head.keys, head_dim);
+        let keys = Operand::row_major(&head.keys[from_key * head_dim..], head_dim);
         multiply(Threads::One, size, ds, keys, self.scale, dq, head_dim, Into::Overwrite);
         for (row, dq) in dq.chunks_exact(head_dim).enumerate() {
             // SAFETY: this task alone has the rows of query head `h` in sequence `b`, and dq, dk, dv lie apart.
             unsafe { to.matrices[0].write(from_row + row, to.columns[0] + column, dq) };
         }
         let size = Size { m: columns, k: rows, n: head_dim };
+        let [dk, dv] = [dk, dv].map(|gradient| &mut gradient[from_key * head_dim..]);
         multiply(Threads::One, size, ds.transposed(), queries, 1.0, dk, head_dim, into);
         multiply(Threads::One, size, p.transposed(), dy, 1.0, dv, head_dim, into);
     }
@@ -169,16 +180,21 @@ kernel! {
 }
 
 kernel! {
-    /// Scores in `p` become probabilities, dp in `ds` becomes ds = p * (dp - delta); 0 beyond the diagonal.
+    /// Scores in `p` become probabilities, dp in `ds` becomes ds = p * (dp - delta); 0 beyond the diagonal, which
+    /// begins in column `diagonal`, and before a row's document, which begins `places` columns before the diagonal.
     fn score_gradients(
-        p: &mut [f32], ds: &mut [f32], stride: usize, first: usize, columns: usize, logs: &[f32], deltas: &[f32],
+        p: &mut [f32], ds: &mut [f32], stride: usize, diagonal: usize, columns: usize, places: &[u32], logs: &[f32],
+        deltas: &[f32],
     ) {
         let rows = p.chunks_exact_mut(stride).zip(ds.chunks_exact_mut(stride)).zip(logs.iter().zip(deltas));
         for (index, ((p, ds), (&log, &delta))) in rows.enumerate() {
-            let ((p, p_beyond), (ds, ds_beyond)) =
-                (p[..columns].split_at_mut(first + index + 1), ds[..columns].split_at_mut(first + index + 1));
-            p_beyond.fill(0.0);
-            ds_beyond.fill(0.0);
+            let own = diagonal + index;
+            let start = places.get(index).map_or(0, |&place| own - place as usize);
+            for scores in [&mut *p, &mut *ds] {
+                scores[..start].fill(0.0);
+                scores[own + 1..columns].fill(0.0);
+            }
+            let (p, ds) = (&mut p[start..=own], &mut ds[start..=own]);
             for (p, ds) in p.iter_mut().zip(ds) {
                 *p = exp(*p - log);
                 *ds = *p * (*ds - delta);

@@ -1,7 +1,7 @@
 //! The forward pass: blocks of query rows against all keys up to the diagonal.
 
-use super::parts::{copy_rows, parts, product, score_stride, split, transpose};
-use crate::ops::attention::{BLOCK, Inputs, Shape};
+use super::parts::{copy_rows, first_key, parts, product, score_stride, split, transpose};
+use crate::ops::attention::{BLOCK, Documents, Inputs, Shape};
 use crate::ops::parallel::{SharedRows, for_each_with_scratch};
 use crate::ops::product::{Operand, Size};
 use crate::ops::simd::{LANES, Level, aligned, exp_in_place, kernel, max};
@@ -14,8 +14,17 @@ pub fn forward_part(shape: Shape) -> usize {
 }
 
 /// y [B*T, heads * head_dim] and log_sum_exp [B, heads, T].
-pub fn forward(shape: Shape, scale: f32, inputs: Inputs, y: &mut [f32], log_sum_exp: &mut [f32], scratch: &mut [f32]) {
+pub fn forward(
+    shape: Shape,
+    scale: f32,
+    inputs: Inputs,
+    documents: Documents,
+    y: &mut [f32],
+    log_sum_exp: &mut [f32],
+    scratch: &mut [f32],
+) {
     shape.check();
+    documents.check(shape);
     let Shape { batch, sequence, heads, kv_heads, head_dim } = shape;
     let [q, k, v] = parts(shape, inputs);
     assert_eq!(y.len(), shape.rows() * shape.q_width(), "attention: y is not [B*T, heads * head_dim]");
@@ -36,7 +45,10 @@ pub fn forward(shape: Shape, scale: f32, inputs: Inputs, y: &mut [f32], log_sum_
         let from_v = v.from(b * sequence, kv_column);
         copy_rows(level, from_v, v.row_stride, 1.0, head_dim, &mut values[..sequence * head_dim]);
         for first in (turn..blocks).step_by(turns).map(|block| block * BLOCK) {
-            let (rows, columns) = (BLOCK.min(sequence - first), (first + BLOCK).min(sequence));
+            let rows = BLOCK.min(sequence - first);
+            let places = documents.of(shape, b, first, rows);
+            let from_key = first_key(first, places);
+            let columns = first + rows - from_key;
             let [queries, rest] = split(rest, BLOCK * head_dim, rows * head_dim);
             let [scores, rest] = split(rest, BLOCK * stride, rows * stride);
             let [results, rest] = split(rest, BLOCK * head_dim, rows * head_dim);
@@ -45,10 +57,17 @@ pub fn forward(shape: Shape, scale: f32, inputs: Inputs, y: &mut [f32], log_sum_
             let from = q.from(b * sequence + first, h * head_dim);
             copy_rows(level, from, q.row_stride, scale, head_dim, queries);
             let size = Size { m: rows, k: head_dim, n: columns };
-            product(size, Operand::row_major(queries, head_dim), Operand::row_major(keys, stride), scores, stride);
-            softmax_rows(level, scores, stride, first, columns, inverses, logs);
+            product(
+                size,
+                Operand::row_major(queries, head_dim),
+                Operand::row_major(&keys[from_key..], stride),
+                scores,
+                stride,
+            );
+            softmax_rows(level, scores, stride, first - from_key, columns, places, inverses, logs);
             let size = Size { m: rows, k: columns, n: head_dim };
-            product(size, Operand::row_major(scores, stride), Operand::row_major(values, head_dim), results, head_dim);
+            let values = Operand::row_major(&values[from_key * head_dim..], head_dim);
+            product(size, Operand::row_major(scores, stride), values, results, head_dim);
             scale_rows(level, results, inverses);
             for (row, result) in results.chunks_exact(head_dim).enumerate() {
                 // SAFETY: this task alone has the rows first..first + rows of head h in sequence b.
@@ -61,13 +80,18 @@ pub fn forward(shape: Shape, scale: f32, inputs: Inputs, y: &mut [f32], log_sum_
 }
 
 kernel! {
-    /// Scores of the rows from `first` on become e^(s - max), 0 beyond the diagonal up to `columns`.
+    /// Scores become e^(s - max), 0 beyond the diagonal, which begins in column `diagonal`, and 0 before a row's
+    /// document, which begins `places` columns before the diagonal (no places: in column 0).
     fn softmax_rows(
-        scores: &mut [f32], stride: usize, first: usize, columns: usize, inverses: &mut [f32], logs: &mut [f32],
+        scores: &mut [f32], stride: usize, diagonal: usize, columns: usize, places: &[u32], inverses: &mut [f32],
+        logs: &mut [f32],
     ) {
         let rows = scores.chunks_exact_mut(stride).zip(inverses.iter_mut().zip(logs));
         for (index, (row, (inverse, log))) in rows.enumerate() {
-            let (row, beyond) = row[..columns].split_at_mut(first + index + 1);
+            let own = diagonal + index;
+            let (row, beyond) = row[..columns].split_at_mut(own + 1);
+            let (before, row) = row.split_at_mut(places.get(index).map_or(0, |&place| own - place as usize));
+            before.fill(0.0);
             beyond.fill(0.0);
             let greatest = max(row);
             let sum = exp_in_place(row, greatest);

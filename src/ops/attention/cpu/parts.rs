@@ -38,6 +38,12 @@ pub fn parts(shape: Shape, inputs: Inputs) -> [Part; 3] {
     }
 }
 
+/// The first key that a block of query rows needs: the beginning of the first row's document, rounded down to a whole
+/// register. `places` are the rows' places in their documents (none: the row is one document).
+pub fn first_key(first: usize, places: &[u32]) -> usize {
+    places.first().map_or(0, |&place| (first - place as usize) / LANES * LANES)
+}
+
 /// Elements between rows of a block of scores: whole registers.
 pub fn score_stride(shape: Shape) -> usize {
     shape.sequence.next_multiple_of(LANES)

@@ -1,7 +1,7 @@
 //! Attention against its reference: shapes, layouts, instruction sets, threads, and gradients by differences.
 
 use super::{backward, forward, scratch_len};
-use crate::ops::attention::{InputGradients, Inputs, Saved, Shape, reference};
+use crate::ops::attention::{Documents, InputGradients, Inputs, Saved, Shape, reference};
 use crate::ops::testing::*;
 
 /// q, k, v, dy of `shape`.
@@ -23,13 +23,17 @@ fn fuse(shape: Shape, [q, k, v]: [&[f32]; 3]) -> Vec<f32> {
 
 /// y, log_sum_exp, dq, dk, dv from separate buffers.
 fn run_separate(shape: Shape, scale: f32) -> [Vec<f32>; 5] {
+    run_documents(shape, scale, Documents::Whole)
+}
+
+fn run_documents(shape: Shape, scale: f32, documents: Documents) -> [Vec<f32>; 5] {
     let [q, k, v, dy] = problem(shape);
     let inputs = Inputs::Separate { q: &q, k: &k, v: &v };
     let (mut y, mut log_sum_exp) = (vec![7.0; q.len()], vec![7.0; shape.batch * shape.heads * shape.sequence]);
     let mut scratch = vec![f32::NAN; scratch_len(shape)];
-    forward(shape, scale, inputs, &mut y, &mut log_sum_exp, &mut scratch);
+    forward(shape, scale, inputs, documents, &mut y, &mut log_sum_exp, &mut scratch);
     let (mut dq, mut dk, mut dv) = (vec![7.0; q.len()], vec![7.0; k.len()], vec![7.0; v.len()]);
-    let saved = Saved { inputs, y: &y, log_sum_exp: &log_sum_exp };
+    let saved = Saved { inputs, documents, y: &y, log_sum_exp: &log_sum_exp };
     let gradients = InputGradients::Separate { dq: &mut dq, dk: &mut dk, dv: &mut dv };
     scratch.fill(f32::NAN);
     backward(shape, scale, saved, &dy, gradients, &mut scratch);
@@ -42,8 +46,9 @@ fn run_fused(shape: Shape, scale: f32) -> (Vec<f32>, Vec<f32>) {
     let fused = fuse(shape, [&q, &k, &v]);
     let (mut y, mut log_sum_exp) = (vec![7.0; q.len()], vec![7.0; shape.batch * shape.heads * shape.sequence]);
     let (mut scratch, mut gradient) = (vec![0.0; scratch_len(shape)], vec![7.0; fused.len()]);
-    forward(shape, scale, Inputs::Fused(&fused), &mut y, &mut log_sum_exp, &mut scratch);
-    let saved = Saved { inputs: Inputs::Fused(&fused), y: &y, log_sum_exp: &log_sum_exp };
+    let documents = Documents::Whole;
+    forward(shape, scale, Inputs::Fused(&fused), documents, &mut y, &mut log_sum_exp, &mut scratch);
+    let saved = Saved { inputs: Inputs::Fused(&fused), documents, y: &y, log_sum_exp: &log_sum_exp };
     backward(shape, scale, saved, &dy, InputGradients::Fused(&mut gradient), &mut scratch);
     (y, gradient)
 }
@@ -93,7 +98,8 @@ fn the_future_plays_no_part() {
     let run = |k: &[f32], v: &[f32]| {
         let (mut y, mut logs) = (vec![0.0; q.len()], vec![0.0; 70]);
         let mut scratch = vec![0.0; scratch_len(shape)];
-        forward(shape, 0.5, Inputs::Separate { q: &q, k, v }, &mut y, &mut logs, &mut scratch);
+        let inputs = Inputs::Separate { q: &q, k, v };
+        forward(shape, 0.5, inputs, Documents::Whole, &mut y, &mut logs, &mut scratch);
         y
     };
     let before = run(&k, &v);
@@ -108,6 +114,54 @@ fn the_future_plays_no_part() {
 fn any_number_of_threads_gives_the_same_bits() {
     let shape = Shape { batch: 2, sequence: 150, heads: 6, kv_heads: 3, head_dim: 24 };
     assert_same_bits_for_any_threads(|| run_separate(shape, shape.scale()).concat());
+    let places = places(&[&[70, 1, 79], &[150]]);
+    assert_same_bits_for_any_threads(|| run_documents(shape, shape.scale(), Documents::Packed(&places)).concat());
+}
+
+/// Each position's place in its document, from the documents' lengths in every row.
+fn places(rows: &[&[u32]]) -> Vec<u32> {
+    rows.iter().flat_map(|lengths| lengths.iter().flat_map(|&length| 0..length)).collect()
+}
+
+#[test]
+fn documents_packed_into_a_row_are_attended_to_as_each_by_itself() {
+    // Borders inside a block and on one, documents of one position, of several blocks, and a whole row.
+    let lengths: [&[u32]; 3] = [&[50, 1, 1, 44, 104], &[200], &[7, 130, 63]];
+    let places = places(&lengths);
+    let shape = Shape { batch: 3, sequence: 200, heads: 4, kv_heads: 2, head_dim: 10 };
+    let problem = problem(shape).map(|m| to_f64(&m));
+    let mut expected: [Vec<f64>; 4] = Default::default();
+    let mut expected_log: Vec<Vec<f64>> = vec![Vec::new(); shape.batch * shape.heads];
+    let mut first = 0;
+    for (b, lengths) in lengths.iter().enumerate() {
+        for &length in *lengths {
+            let one = Shape { batch: 1, sequence: length as usize, ..shape };
+            let widths = [shape.q_width(), shape.kv_width(), shape.kv_width(), shape.q_width()];
+            let [q, k, v, dy] = std::array::from_fn(|i| &problem[i][first * widths[i]..][..one.sequence * widths[i]]);
+            let (y, log_sum_exp) = reference::forward(one, shape.scale().into(), q, k, v);
+            let (dq, dk, dv) = reference::backward(one, shape.scale().into(), q, k, v, dy);
+            expected.iter_mut().zip([y, dq, dk, dv]).for_each(|(all, part)| all.extend(part));
+            for (h, logs) in log_sum_exp.chunks_exact(one.sequence).enumerate() {
+                expected_log[b * shape.heads + h].extend_from_slice(logs);
+            }
+            first += one.sequence;
+        }
+    }
+    at_every_level(|level| {
+        let results = run_documents(shape, shape.scale(), Documents::Packed(&places));
+        let [y, log_sum_exp, dq, dk, dv] = &results;
+        for ((name, found), expected) in [("y", y), ("dq", dq), ("dk", dk), ("dv", dv)].iter().zip(&expected) {
+            assert_close(&format!("{name} {level:?}"), found, expected, 1e-5);
+        }
+        assert_close(&format!("log_sum_exp {level:?}"), log_sum_exp, &expected_log.concat(), 1e-5);
+    });
+}
+
+#[test]
+#[should_panic(expected = "do not count up")]
+fn places_that_leave_one_out_are_refused() {
+    let shape = Shape { batch: 1, sequence: 3, heads: 1, kv_heads: 1, head_dim: 2 };
+    run_documents(shape, 1.0, Documents::Packed(&[0, 1, 3]));
 }
 
 #[test]
