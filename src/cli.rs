@@ -3,6 +3,7 @@
 use crate::commands::{self, Ending, bench, doctor, eval, export, generate, plan, pretrain};
 use crate::config::{ConfigError, Recompute};
 use crate::ops::product::Precision;
+use crate::train::StepLines;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -114,6 +115,9 @@ struct PretrainArgs {
     /// No progress, only errors.
     #[arg(long)]
     quiet: bool,
+    /// Print one JSON object a step to stdout, with the fields of metrics.jsonl.
+    #[arg(long)]
+    json_lines: bool,
     /// Print one JSON object about the finished run to stdout.
     #[arg(long)]
     json: bool,
@@ -242,6 +246,7 @@ fn run(command: Command) -> anyhow::Result<Ending> {
             run_dir: args.run_dir,
             resume: args.resume,
             quiet: args.quiet,
+            step_lines: if args.json_lines { StepLines::Json } else { StepLines::None },
             json: args.json,
         }),
         Command::Generate(args) => generate::run(&generate::Options {

@@ -5,7 +5,7 @@ use super::setup::Initial;
 use super::{ConfigChoice, Ending, doctor, print_json};
 use crate::ops::product::Precision;
 use crate::params::Layout;
-use crate::train::{GIB, short};
+use crate::train::{GIB, Peak, short};
 use anyhow::Result;
 use serde_json::json;
 
@@ -19,6 +19,11 @@ pub struct Options {
 
 /// The part of the products' speed that a whole step reaches here, for a guess of the time.
 const TYPICAL_UTILISATION: f64 = 0.8;
+
+/// What a run may reach on this device, where its products have been measured.
+pub fn typical_tokens_per_s(peak: &Peak) -> Option<f64> {
+    peak.flops_per_s.map(|flops_per_s| TYPICAL_UTILISATION * flops_per_s / peak.flops_per_token)
+}
 
 /// Bytes by part.
 #[derive(Clone, Copy, Debug)]

@@ -13,7 +13,8 @@ use crate::optim::Optimizer;
 use crate::params::{Layout, ParameterStore, on_cpu};
 use crate::train::checkpoint::{self, Checkpoints, State};
 use crate::train::{
-    GIB, Interrupt, Outcome, Peak, Progress, Run, RunFolder, Start, Verbosity, fresh_path, is_run, short,
+    Events, GIB, Interrupt, Outcome, Peak, Phase, Progress, Run, RunFolder, Sample, Start, Status, StepLines,
+    Verbosity, fresh_path, human_duration, is_run, short,
 };
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -27,6 +28,7 @@ pub struct Options {
     pub run_dir: Option<PathBuf>,
     pub resume: bool,
     pub quiet: bool,
+    pub step_lines: StepLines,
     pub json: bool,
 }
 
@@ -81,12 +83,29 @@ fn pretrain(options: &Options) -> Result<Ending> {
     if resumed.is_none() {
         write_model_folder(&prepared, &stored)?;
     }
+    Status::of_this_process(Phase::Running, prepared.steps).write(&path)?;
     let state = resumed.map(|(state, _)| state);
+    let peak = peak(&prepared);
     if verbosity == Verbosity::Normal {
-        announce(&prepared, &layout, &path, validation.as_ref(), state.as_ref());
+        announce(&prepared, &layout, &path, validation.as_ref(), state.as_ref(), &peak);
+    }
+    let first = state.as_ref().map_or(0, |state| state.step);
+    let mut progress = Progress::new(verbosity, options.step_lines, first, prepared.steps, peak);
+    if first > 0 {
+        progress.recall(&crate::train::read_metrics(&path)?);
     }
     let parts = Parts { store, optimizer, stream, validation, state };
-    let (weights, step, outcome) = train(&prepared, &folder, parts, verbosity)?;
+    let trained = train(&prepared, &folder, parts, &mut progress);
+    progress.finish();
+    let phase = match &trained {
+        Ok((_, _, Outcome::Finished)) => Phase::Finished,
+        Ok((_, _, Outcome::Interrupted)) => Phase::Interrupted,
+        Err(error) => Phase::Failed { error: format!("{error:#}") },
+    };
+    // The error of the training itself comes first.
+    let noted = Status::of_this_process(phase, prepared.steps).write(&path);
+    let (weights, step, outcome) = trained?;
+    noted?;
     if outcome == Outcome::Interrupted {
         eprintln!("interrupted after step {step}: saved; continue with --run-dir {} --resume", path.display());
         return Ok(Ending::Interrupted);
@@ -217,6 +236,7 @@ fn announce(
     path: &Path,
     validation: Option<&ValidationSet>,
     state: Option<&State>,
+    peak: &Peak,
 ) {
     let Prepared { config, model, data, .. } = prepared;
     let (train, summary) = (&config.train, data.training.summary());
@@ -246,6 +266,17 @@ fn announce(
     );
     prepared.reasons.iter().for_each(|line| eprintln!("{line}"));
     eprintln!("memory     about {:.2} GiB", super::plan::memory(prepared, layout).total() as f64 / GIB);
+    let left = (prepared.steps - state.map_or(0, |state| state.step)) as f64 * train.tokens_per_step as f64;
+    match super::plan::typical_tokens_per_s(peak) {
+        Some(speed) => {
+            let time = human_duration(left / speed);
+            eprintln!("time       about {time} at {} tok/s (guessed from this machine's products)", short(speed));
+        }
+        None => eprintln!("time       unknown before the first steps: the speed of this device has not been measured"),
+    }
+    if train.sample_every > 0 && prepared.tokenizer.is_none() {
+        eprintln!("samples    none: this run has no tokenizer, `train.sample_every` has no effect");
+    }
     if let Some(state) = state {
         eprintln!("resumed    after step {} ({} tokens)", state.step, short(state.tokens as f64));
     }
@@ -270,21 +301,24 @@ struct Parts {
     state: Option<State>,
 }
 
+/// What the device's products reach, and what a token needs.
+fn peak(prepared: &Prepared) -> Peak {
+    Peak {
+        flops_per_s: prepared.device.is_cpu().then(|| super::doctor::measured_flops_per_s(prepared.precision)),
+        flops_per_token: prepared.model.flops_per_token(prepared.config.train.sequence_length),
+    }
+}
+
 /// Runs the loop; gives back the weights, the last step and how it ended.
 fn train(
     prepared: &Prepared,
     folder: &RunFolder,
     parts: Parts,
-    verbosity: Verbosity,
+    progress: &mut Progress,
 ) -> Result<(ParameterStore, u64, Outcome)> {
     let config = &prepared.config;
     let Parts { store, optimizer, stream, validation, state } = parts;
     let layout = Arc::clone(store.layout());
-    let peak = Peak {
-        flops_per_s: prepared.device.is_cpu().then(|| super::doctor::measured_flops_per_s(prepared.precision)),
-        flops_per_token: prepared.model.flops_per_token(config.train.sequence_length),
-    };
-    let mut progress = Progress::new(verbosity, state.as_ref().map_or(0, |s| s.step), prepared.steps, peak);
     let mut run = Run {
         folder,
         engine: Engine::new(&prepared.model, &layout, &prepared.device, config.train.recompute, prepared.precision),
@@ -307,21 +341,19 @@ fn train(
         checkpoint_every: config.train.checkpoint_every,
         sample_every: config.train.sample_every,
         keep_last: config.train.keep_last,
+        events: if config.train.tensorboard { Events::TensorBoard } else { Events::None },
         interrupt: Interrupt::install()?,
     };
-    let mut sampler = |store: &ParameterStore| sample(prepared, store);
-    let outcome = run.train(&mut progress, &mut sampler);
-    progress.finish();
-    let outcome = outcome?;
+    let outcome = run.train(progress, &mut |store, step| sample(prepared, store, step))?;
     Ok((run.store, run.step, outcome))
 }
 
 /// How many tokens a sample during training has.
 const SAMPLE_TOKENS: usize = 64;
 
-/// A greedy sample of the model as it is, as one line.
-fn sample(prepared: &Prepared, store: &ParameterStore) -> Result<String> {
-    let Some(tokenizer) = &prepared.tokenizer else { return Ok("(no tokenizer)".into()) };
+/// A greedy sample of the model as it is.
+fn sample(prepared: &Prepared, store: &ParameterStore, step: u64) -> Result<Option<Sample>> {
+    let Some(tokenizer) = &prepared.tokenizer else { return Ok(None) };
     let prompt = prepared.config.train.sample_prompt.as_deref().unwrap_or("");
     let mut ids = vec![tokenizer.begin_of_text()];
     ids.extend(tokenizer.encode(prompt)?);
@@ -334,7 +366,7 @@ fn sample(prepared: &Prepared, store: &ParameterStore) -> Result<String> {
         crate::generate::complete(&mut model, weights, &[ids], limits, &mut sampler, on_token)
     })??;
     let text = tokenizer.decode(&completions[0].ids)?;
-    Ok(format!("{prompt:?} -> {text:?}"))
+    Ok(Some(Sample { step, prompt: prompt.to_owned(), text }))
 }
 
 /// Says where the results are.

@@ -14,6 +14,7 @@ const FREE: &[&str] = &[
     "train.sample_prompt",
     "train.checkpoint_every",
     "train.keep_last",
+    "train.tensorboard",
     "data.tokenizer_threads",
     "data.cache_gib",
 ];

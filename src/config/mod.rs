@@ -217,6 +217,8 @@ pub struct TrainConfig {
     pub checkpoint_every: u64,
     /// Checkpoints kept; at least 1.
     pub keep_last: usize,
+    /// Whether TensorBoard's event files are written beside metrics.jsonl.
+    pub tensorboard: bool,
 }
 
 impl TrainConfig {

@@ -284,5 +284,6 @@ fn train(settings: &Settings) -> Result<TrainConfig, ConfigError> {
         sample_prompt: settings.text("train.sample_prompt").map(str::to_owned),
         checkpoint_every: settings.whole("train.checkpoint_every").unwrap_or(0),
         keep_last: positive(settings, "train.keep_last")?.unwrap_or(3),
+        tensorboard: settings.truth("train.tensorboard").unwrap_or(false),
     })
 }

@@ -82,6 +82,7 @@ pub const KEYS: &[(&str, Kind)] = &[
     ("train.sample_prompt", Kind::Text),
     ("train.checkpoint_every", Kind::Whole),
     ("train.keep_last", Kind::Whole),
+    ("train.tensorboard", Kind::Truth),
 ];
 
 /// The kind of `key`, if such a key exists.

@@ -106,6 +106,7 @@ pub fn entries(config: &RunConfig) -> Vec<(String, Value)> {
     put("train.sample_prompt", train.sample_prompt.as_deref().and_then(text));
     put("train.checkpoint_every", whole(train.checkpoint_every));
     put("train.keep_last", size(Some(train.keep_last)));
+    put("train.tensorboard", Some(Value::Boolean(train.tensorboard)));
     out
 }
 

@@ -203,11 +203,6 @@ impl TokenStream {
         format!("token {token} of {document} (in epoch {epoch}, where it is unit {unit} of the visit's order)")
     }
 
-    /// For the progress line: how full the queue is.
-    pub fn queue_note(&self) -> String {
-        format!(" | data queue {:.0}%", 100.0 * self.queue_fill())
-    }
-
     /// The place of the next row.
     pub fn position(&self) -> Position {
         let (unit, document) = self.next_place();

@@ -2,17 +2,23 @@
 
 pub mod checkpoint;
 mod evaluate;
+mod event_file;
+mod journal;
+mod log;
 mod metrics;
 mod progress;
 mod run_folder;
 mod signals;
+mod status;
 mod step;
 
 pub use evaluate::{Evaluation, evaluate};
-pub use metrics::{Metrics, Record, read as read_metrics};
-pub use progress::{GIB, Peak, Progress, Verbosity, peak_memory_bytes, short};
+pub use log::{Events, RunLog, Sample, Telemetry, read_samples, read_telemetry, unix_time};
+pub use metrics::{Record, read as read_metrics};
+pub use progress::{GIB, Peak, Progress, Stage, StepLines, Verbosity, human_duration, peak_memory_bytes, short};
 pub use run_folder::{RunFolder, Start, fresh_path, is_run};
 pub use signals::Interrupt;
+pub use status::{Liveness, Phase, Status};
 pub use step::StepError;
 
 use crate::data::{self, TokenStream, ValidationSet};
@@ -29,8 +35,8 @@ fn view(batch: &data::Batch) -> Batch<'_> {
     Batch { inputs: &batch.inputs, targets: &batch.targets, rows: batch.rows, documents }
 }
 
-/// A text that the model writes during training, made by the caller.
-pub type Sampler<'a> = dyn FnMut(&ParameterStore) -> Result<String> + 'a;
+/// A text that the model writes after a step, made by the caller; `None`: it cannot write any.
+pub type Sampler<'a> = dyn FnMut(&ParameterStore, u64) -> Result<Option<Sample>> + 'a;
 
 /// Everything that a run needs, resolved and loaded.
 pub struct Run<'a> {
@@ -59,6 +65,7 @@ pub struct Run<'a> {
     pub checkpoint_every: u64,
     pub sample_every: u64,
     pub keep_last: usize,
+    pub events: Events,
     pub interrupt: Interrupt,
 }
 
@@ -81,11 +88,11 @@ impl Run<'_> {
         checkpoints.remove_leftovers()?;
         // A pending record is written when its evaluation ends; it may stand there already if that was interrupted too.
         let recorded = self.step - u64::from(self.pending.is_some());
-        let mut metrics = Metrics::open(self.folder.path(), recorded)?;
+        let mut log = RunLog::open(self.folder.path(), recorded, self.events)?;
         let mut saved_at = (self.step > 0).then_some(self.step);
 
         if let Some(record) = self.pending.take()
-            && self.conclude(record, &mut metrics, progress)? == Outcome::Interrupted
+            && self.conclude(record, 0.0, &mut log, progress)? == Outcome::Interrupted
         {
             return Ok(Outcome::Interrupted);
         }
@@ -94,22 +101,27 @@ impl Run<'_> {
             let waited_before = self.stream.waited();
             let record = self.one_step(started)?;
             let waited = self.stream.waited() - waited_before;
-            let ended = self.conclude_step(record, waited, &mut metrics, progress)?;
+            let ended = self.conclude_step(record, waited, &mut log, progress)?;
             if self.is_due(self.sample_every, false) {
-                let text = sampler(&self.store)?;
-                progress.note(&format!("step {} sample: {text}", self.step));
+                progress.stage(Stage::Sampling);
+                if let Some(sample) = sampler(&self.store, self.step)? {
+                    progress.note(&format!("step {} sample: {:?} -> {:?}", sample.step, sample.prompt, sample.text));
+                    log.sample(&sample)?;
+                }
             }
             if ended == Outcome::Interrupted || self.is_due(self.checkpoint_every, true) {
-                metrics.sync()?;
+                progress.stage(Stage::Saving);
+                log.sync()?;
                 self.save(&checkpoints)?;
                 saved_at = Some(self.step);
             }
             if ended == Outcome::Interrupted {
                 return Ok(Outcome::Interrupted);
             }
+            progress.stage(Stage::Training);
         }
         if saved_at != Some(self.step) {
-            metrics.sync()?;
+            log.sync()?;
             self.save(&checkpoints)?;
         }
         Ok(Outcome::Finished)
@@ -126,20 +138,24 @@ impl Run<'_> {
         &mut self,
         record: Record,
         waited: f64,
-        metrics: &mut Metrics,
+        log: &mut RunLog,
         progress: &mut Progress,
     ) -> Result<Outcome> {
-        let queue = self.stream.queue_note();
-        if !(self.validation.is_some() && self.is_due(self.eval_every, true)) {
-            progress.step(&record, waited, &queue);
-            metrics.append(&record)?;
-            return Ok(if self.interrupt.requested() { Outcome::Interrupted } else { Outcome::Finished });
+        if self.validation.is_some() && self.is_due(self.eval_every, true) {
+            return self.conclude(record, waited, log, progress);
         }
-        self.conclude(record, metrics, progress)
+        self.write_down(&record, waited, log, progress)
     }
 
     /// Takes the validation loss that belongs to `record` and writes it.
-    fn conclude(&mut self, mut record: Record, metrics: &mut Metrics, progress: &mut Progress) -> Result<Outcome> {
+    fn conclude(
+        &mut self,
+        mut record: Record,
+        waited: f64,
+        log: &mut RunLog,
+        progress: &mut Progress,
+    ) -> Result<Outcome> {
+        progress.stage(Stage::Validating);
         if let Some(validation) = &self.validation {
             match evaluate(&mut self.engine, &self.store, validation, &self.interrupt)? {
                 Evaluation::Done(loss) => record.val_loss = Some(loss.mean()),
@@ -149,8 +165,15 @@ impl Run<'_> {
                 }
             }
         }
-        progress.step(&record, 0.0, &self.stream.queue_note());
-        metrics.append(&record)?;
+        progress.stage(Stage::Training);
+        self.write_down(&record, waited, log, progress)
+    }
+
+    /// Shows a complete record and writes it down.
+    fn write_down(&self, record: &Record, waited: f64, log: &mut RunLog, progress: &mut Progress) -> Result<Outcome> {
+        let telemetry = log.telemetry(record.step, self.stream.queue_fill(), waited);
+        progress.step(record, &telemetry);
+        log.step(record, &telemetry)?;
         Ok(if self.interrupt.requested() { Outcome::Interrupted } else { Outcome::Finished })
     }
 
