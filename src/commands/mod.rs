@@ -1,6 +1,7 @@
 //! The subcommands, one file each: the only place where data, model, optimizer and loop meet.
 
 pub mod bench;
+pub mod chat;
 mod device;
 pub mod doctor;
 pub mod eval;

@@ -15,8 +15,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// The files that make a tokenizer, as far as a repository has them.
-pub const TOKENIZER_FILES: &[&str] =
-    &["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"];
+pub const TOKENIZER_FILES: &[&str] = &[
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+];
 
 /// The hub client, made when the first thing needs it: a run on local files asks nothing of the environment.
 #[derive(Default)]

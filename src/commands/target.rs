@@ -2,9 +2,10 @@
 
 use super::setup;
 use crate::config::{ConfigError, looks_like_hub_id};
-use crate::data::TextTokenizer;
+use crate::data::{ChatTemplate, TextTokenizer};
 use crate::hub::Hub;
-use crate::model::{ModelShape, TextMarks};
+use crate::model::{Decoder, ModelShape, TextMarks};
+use crate::ops::product::Precision;
 use crate::params::{Layout, ParameterStore, slice_mut};
 use crate::train::{checkpoint, is_run};
 use anyhow::{Context, Result, bail};
@@ -86,6 +87,21 @@ impl Target {
         })?
         .with_context(|| format!("cannot load the weights of {}", self.name))?;
         Ok(store)
+    }
+
+    /// Reads the weights, rounded too where products read them so, and makes the code that generates with them.
+    pub fn load_decoder(&self, precision: Precision) -> Result<(ParameterStore, Decoder)> {
+        let mut store = self.load()?;
+        if precision == Precision::Bf16 {
+            store.keep_rounded()?;
+        }
+        let decoder = Decoder::with_precision(&self.config, store.layout(), precision);
+        Ok((store, decoder))
+    }
+
+    /// The template of the model's conversations, if it has one.
+    pub fn chat_template(&self) -> Result<Option<ChatTemplate>> {
+        ChatTemplate::load(&self.folder)
     }
 
     /// The tokenizer's files that go with the weights.

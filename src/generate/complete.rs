@@ -2,6 +2,7 @@
 
 use super::sampling::Sampler;
 use crate::model::Decoder;
+use crate::params::Weights;
 use anyhow::{Result, ensure};
 use std::collections::VecDeque;
 
@@ -59,9 +60,9 @@ pub struct Limits<'a> {
 ///
 /// # Errors
 /// When a prompt is empty, longer than the context or holds an id outside the vocabulary, or a logit is not finite.
-pub fn complete(
+pub fn complete<'a>(
     model: &mut Decoder,
-    weights: &[f32],
+    weights: impl Into<Weights<'a>>,
     prompts: &[Vec<u32>],
     limits: Limits,
     sampler: &mut Sampler,
@@ -73,7 +74,7 @@ pub fn complete(
         completions[prompt] = Some(completion);
         Ok(())
     };
-    complete_in_turn(model, weights, prompts, prompts.len(), limits, choose, on_token, on_end)?;
+    complete_in_turn(model, weights.into(), prompts, prompts.len(), limits, choose, on_token, on_end)?;
     Ok(completions.into_iter().flatten().collect())
 }
 
@@ -88,7 +89,7 @@ pub fn complete(
 #[allow(clippy::too_many_arguments, reason = "a model, its work, and three callbacks")]
 pub fn complete_in_turn(
     model: &mut Decoder,
-    weights: &[f32],
+    weights: Weights,
     prompts: &[Vec<u32>],
     places: usize,
     limits: Limits,

@@ -136,6 +136,16 @@ impl Gpt2Cpu {
         Ok(logits)
     }
 
+    /// Logits [places.len(), V] of some positions, which count in [rows * time].
+    pub fn logits_at(&mut self, weights: Weights, inputs: &[u32], rows: usize, places: &[usize]) -> Result<Vec<f32>> {
+        let width = self.model.config.n_embd;
+        let hidden = self.hidden(weights, inputs, rows)?;
+        let chosen: Vec<f32> = places.iter().flat_map(|&place| &hidden[place * width..][..width]).copied().collect();
+        let mut logits = vec![0.0; places.len() * self.model.config.vocab_size];
+        self.head_logits(weights, &chosen, &mut logits);
+        Ok(logits)
+    }
+
     /// The model's shape.
     pub fn config(&self) -> &super::Gpt2Config {
         &self.model.config

@@ -3,7 +3,7 @@
 use super::few_rows::{self, FEW_ROWS};
 use super::{Dims, Orientation, Weight};
 use crate::ops::parallel::rows_a_piece;
-use crate::ops::product::{Matrix, Numbers, Operand, Precision, Size, Threads, multiply_in};
+use crate::ops::product::{Matrix, Numbers, Operand, Size, Threads, multiply_in};
 use crate::ops::simd::{Level, kernel};
 use crate::ops::{Gradient, Into};
 use rayon::prelude::*;
@@ -27,7 +27,6 @@ pub fn forward<'a>(
     assert!(bias.is_none_or(|bias| bias.len() == outputs), "linear: the bias is not [O]");
     assert!(residual.is_none_or(|residual| residual.len() == y.len()), "linear: the residual is not [R, O]");
     if rows <= FEW_ROWS
-        && precision == Precision::F32
         && let Numbers::F32(x) = x
     {
         return few_rows::forward(x, weight, bias, residual, y);
@@ -151,6 +150,7 @@ kernel! {
 mod tests {
     use super::super::reference;
     use super::*;
+    use crate::ops::product::Precision;
     use crate::ops::testing::*;
     use half::bf16;
 

@@ -5,7 +5,7 @@
 
 use super::{Dims, Orientation, Weight};
 use crate::ops::parallel::{SharedRows, for_each_with_scratch};
-use crate::ops::product::Numbers;
+use crate::ops::product::{Numbers, Precision};
 use crate::ops::simd::{LANES, Level, kernel, lanes_sum};
 use half::bf16;
 
@@ -22,30 +22,40 @@ const COLUMNS: usize = 1024;
 
 /// y [R, O] = x [R, I] W + bias [O] + residual [R, O], where R is at most [`FEW_ROWS`].
 pub fn forward(x: &[f32], weight: Weight, bias: Option<&[f32]>, residual: Option<&[f32]>, y: &mut [f32]) {
+    let rounded: Vec<f32>;
+    let x = match weight.dims.precision {
+        Precision::F32 => x,
+        Precision::Bf16 => {
+            rounded = x.iter().map(|&value| bf16::from_f32(value).to_f32()).collect();
+            &rounded
+        }
+    };
     match weight.dims.orientation {
         Orientation::OutIn => by_outputs(x, weight, bias, residual, y),
         Orientation::InOut => by_inputs(x, weight, bias, residual, y),
     }
 }
 
-/// `count` lines of `width` numbers of a weight as f32, from line `first` on; converted into `scratch` where needed.
+/// `count` lines of `width` numbers of a weight in its precision, from line `first` on; converted into `scratch` where
+/// they are not stored so.
 fn lines<'a>(
     level: Level,
-    data: Numbers<'a>,
+    weight: Weight<'a>,
     first: usize,
     count: usize,
     width: usize,
     scratch: &'a mut [f32],
 ) -> &'a [f32] {
     let range = first * width..(first + count) * width;
-    match data {
-        Numbers::F32(data) => &data[range],
-        Numbers::Bf16(data) => {
-            let scratch = &mut scratch[..count * width];
-            widen(level, &data[range], scratch);
-            scratch
+    let scratch = &mut scratch[..count * width];
+    match (weight.data, weight.dims.precision) {
+        (Numbers::F32(data), Precision::F32) => return &data[range],
+        (Numbers::F32(data), Precision::Bf16) => {
+            scratch.iter_mut().zip(&data[range]).for_each(|(to, from)| *to = bf16::from_f32(*from).to_f32());
         }
+        (Numbers::Bf16(data), _) => widen(level, &data[range], scratch),
     }
+    scratch
 }
 
 kernel! {
@@ -58,14 +68,14 @@ kernel! {
 
 /// A weight [O, I]: a task is some of its lines, each multiplied with every row of x.
 fn by_outputs(x: &[f32], weight: Weight, bias: Option<&[f32]>, residual: Option<&[f32]>, y: &mut [f32]) {
-    let Weight { data, dims: Dims { inputs, outputs, .. } } = weight;
+    let Dims { inputs, outputs, .. } = weight.dims;
     let (level, rows) = (Level::current(), y.len() / outputs);
     let shared = SharedRows::new(y, outputs);
     let mut scratch = vec![0.0; rayon::current_num_threads() * TILE * inputs.max(1)];
     for_each_with_scratch(outputs.div_ceil(OUTPUTS), TILE * inputs.max(1), &mut scratch, |task, scratch| {
         for first in (task * OUTPUTS..outputs.min((task + 1) * OUTPUTS)).step_by(TILE) {
             let count = TILE.min(outputs - first);
-            let lines = lines(level, data, first, count, inputs, scratch);
+            let lines = lines(level, weight, first, count, inputs, scratch);
             let mut products = [0.0; FEW_ROWS * TILE];
             dots(level, x, lines, inputs, rows, count, &mut products);
             for row in 0..rows {
@@ -139,7 +149,7 @@ fn tile<const R: usize, const C: usize>(x: [&[f32]; R], lines: [&[f32]; C]) -> [
 /// A weight [I, O]: a task is some of its lines, whose products are a partial sum of every row of y; the partial sums
 /// are added in their order.
 fn by_inputs(x: &[f32], weight: Weight, bias: Option<&[f32]>, residual: Option<&[f32]>, y: &mut [f32]) {
-    let Weight { data, dims: Dims { inputs, outputs, .. } } = weight;
+    let Dims { inputs, outputs, .. } = weight.dims;
     let (level, rows) = (Level::current(), y.len() / outputs);
     let parts = inputs.div_ceil(INPUTS);
     let mut sums = vec![0.0; parts * y.len()];
@@ -150,7 +160,7 @@ fn by_inputs(x: &[f32], weight: Weight, bias: Option<&[f32]>, residual: Option<&
         let sums = unsafe { shared.segment(part, 0, rows * outputs) };
         for first in (part * INPUTS..inputs.min((part + 1) * INPUTS)).step_by(TILE) {
             let count = TILE.min(inputs - first);
-            let lines = lines(level, data, first, count, outputs, scratch);
+            let lines = lines(level, weight, first, count, outputs, scratch);
             for (row, sums) in sums.chunks_exact_mut(outputs).enumerate() {
                 let x = &x[row * inputs + first..][..count];
                 add_lines(level, x, lines, sums);
@@ -211,7 +221,6 @@ kernel! {
 mod tests {
     use super::super::reference;
     use super::*;
-    use crate::ops::product::Precision;
     use crate::ops::testing::*;
 
     const SHAPES: [(usize, usize, usize); 6] =
@@ -240,6 +249,23 @@ mod tests {
                         assert_close(&name, &y, &with_residual, 2e-5);
                     });
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn in_bf16_values_are_those_of_rounded_operands_whether_the_weight_is_stored_rounded_or_not() {
+        let (rows, inputs, outputs) = (3, 130, 70);
+        let (x, data, bias) = (normal(1, rows * inputs), normal(2, inputs * outputs), vec![0.0; outputs]);
+        let stored: Vec<bf16> = data.iter().map(|&value| bf16::from_f32(value)).collect();
+        let rounded = |values: &[f32]| values.iter().map(|&v| f64::from(bf16::from_f32(v))).collect::<Vec<_>>();
+        for orientation in [Orientation::InOut, Orientation::OutIn] {
+            let dims = Dims { inputs, outputs, orientation, precision: Precision::Bf16 };
+            let expected = reference::forward(&rounded(&x), &rounded(&data), dims, &to_f64(&bias));
+            for data in [Numbers::F32(&data), Numbers::Bf16(&stored)] {
+                let mut y = vec![7.0; rows * outputs];
+                forward(&x, Weight { data, dims }, None, None, &mut y);
+                assert_close(&format!("{orientation:?}"), &y, &expected, 2e-5);
             }
         }
     }
