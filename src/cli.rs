@@ -64,6 +64,8 @@ enum Command {
 enum BenchCommand {
     /// Tokens per second of a training step on random tokens, and where its time goes (default: GPT-2 124M).
     Train(BenchTrainArgs),
+    /// Tokens per second of reading prompts and of writing, on a model's real weights.
+    Generate(BenchGenerateArgs),
     /// VRAdam's step beside AdamW's and beside the time that memory needs, on 124M parameters (2.7 GB).
     Optimizer {
         /// Alternated pairs of steps.
@@ -94,6 +96,29 @@ struct BenchTrainArgs {
     #[arg(long, default_value = "none", value_parser = ["none", "block"])]
     recompute: String,
     /// f32, or bf16: the operands of the products are rounded to bf16.
+    #[arg(long, default_value = "f32", value_parser = ["f32", "bf16"])]
+    dtype: String,
+    /// One JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct BenchGenerateArgs {
+    /// A run folder, a checkpoint, a model folder, or a hub id.
+    #[arg(value_name = "RUN|MODEL")]
+    target: String,
+    /// Texts at a time, at most 32.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    batch: u32,
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    prompt_tokens: u32,
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    new_tokens: u32,
+    /// Rounds that are measured, after one that is not.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// f32, or bf16: weights and operands of the products are rounded to bf16.
     #[arg(long, default_value = "f32", value_parser = ["f32", "bf16"])]
     dtype: String,
     /// One JSON object.
@@ -378,6 +403,15 @@ fn run(command: Command) -> anyhow::Result<Ending> {
             steps: args.steps as usize,
             recompute: if args.recompute == "block" { Recompute::Block } else { Recompute::None },
             precision: if args.dtype == "bf16" { Precision::Bf16 } else { Precision::F32 },
+            json: args.json,
+        }),
+        Command::Bench(BenchCommand::Generate(args)) => bench::generate(&bench::GenerateOptions {
+            target: args.target,
+            batch: args.batch as usize,
+            prompt_tokens: args.prompt_tokens as usize,
+            new_tokens: args.new_tokens as usize,
+            rounds: args.rounds as usize,
+            precision: precision(&args.dtype),
             json: args.json,
         }),
         Command::Bench(BenchCommand::Optimizer { pairs, json }) => bench::optimizer(pairs as usize, json),

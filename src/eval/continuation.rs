@@ -121,3 +121,89 @@ fn negative_log_likelihood(logits: &[f32], target: usize) -> (f64, usize) {
     let sum: f64 = logits.iter().map(|&logit| (f64::from(logit) - largest).exp()).sum();
     (largest + sum.ln() - f64::from(logits[target]), best)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Recompute;
+    use crate::model::gpt2::Gpt2Config;
+    use crate::model::{Batch, Documents, Engine, Head, IGNORE, ModelShape};
+    use crate::ops::product::Precision;
+    use crate::params::{Layout, ParameterStore};
+    use candle_core::Device;
+    use std::sync::Arc;
+
+    /// A model with random weights, and examples of many lengths.
+    fn case() -> Result<(ModelShape, ParameterStore, Vec<Example>)> {
+        let shape = ModelShape::Gpt2(Gpt2Config {
+            n_layer: 2,
+            n_head: 2,
+            n_embd: 32,
+            n_inner: 64,
+            n_positions: 40,
+            vocab_size: 50,
+            layer_norm_epsilon: 1e-5,
+            head: Head::Tied,
+        });
+        let layout = Arc::new(Layout::new(shape.parameter_specs()));
+        let mut store = ParameterStore::new(Arc::clone(&layout), &Device::Cpu)?;
+        let mut weights = vec![0.0; layout.len()];
+        shape.initialize(&layout, 1, &mut weights);
+        store.set_weights(weights)?;
+        let example = |number: u32| {
+            let length = 3 + number * 7 % 38;
+            let ids = (0..length).map(|place| (place * 31 + number * 17) % 50).collect();
+            Example { ids, scored: 1 + number as usize % 2 }
+        };
+        Ok((shape, store, (0..20).map(example).collect()))
+    }
+
+    #[test]
+    fn batches_of_different_lengths_give_the_loss_of_each_example_alone() -> Result<()> {
+        let (shape, store, examples) = case()?;
+        let mut model = Decoder::for_scoring(&shape, store.layout(), Precision::F32);
+        let mut done = 0;
+        let scores = store.read(|weights| score(&mut model, weights, &examples, &mut |now| done = now))??;
+        assert_eq!(done, examples.len());
+        let mut engine = Engine::new(&shape, store.layout(), &Device::Cpu, Recompute::None, Precision::F32);
+        for (Example { ids, scored }, score) in examples.iter().zip(&scores) {
+            let mut targets = ids[1..].to_vec();
+            let masked = targets.len() - scored;
+            targets[..masked].fill(IGNORE);
+            let inputs = &ids[..ids.len() - 1];
+            let batch = Batch { inputs, targets: &targets, rows: 1, documents: Documents::Whole };
+            let alone = engine.loss(&store, batch)?;
+            assert_eq!(alone.count as usize, score.tokens);
+            assert!((alone.sum - score.nll).abs() < 1e-5 * alone.sum, "{} {}", alone.sum, score.nll);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_continuation_is_greedy_where_every_token_is_the_likeliest() -> Result<()> {
+        assert_eq!(negative_log_likelihood(&[0.0, 2.0, 2.0], 1).1, 1);
+        let (nll, _) = negative_log_likelihood(&[0.0, 2.0, 2.0], 0);
+        assert!((nll - (1.0 + 2.0 * 2f64.exp()).ln()).abs() < 1e-12);
+        Ok(())
+    }
+
+    #[test]
+    fn an_example_that_is_too_long_keeps_its_end() {
+        let mut example = Example { ids: (0..10).collect(), scored: 3 };
+        assert!(example.cut(5) && !example.cut(5));
+        assert_eq!(example, Example { ids: (4..10).collect(), scored: 3 });
+        assert!(example.cut(2));
+        assert_eq!(example, Example { ids: vec![7, 8, 9], scored: 2 });
+    }
+
+    #[test]
+    fn what_cannot_be_scored_is_refused() -> Result<()> {
+        let (shape, store, _) = case()?;
+        let mut model = Decoder::for_scoring(&shape, store.layout(), Precision::F32);
+        for (ids, scored) in [(vec![1], 1), (vec![1, 2], 0), (vec![1, 50], 1), (vec![1; 42], 1)] {
+            let example = [Example { ids, scored }];
+            assert!(store.read(|weights| score(&mut model, weights, &example, &mut |_| {}))?.is_err(), "{example:?}");
+        }
+        Ok(())
+    }
+}
