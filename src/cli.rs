@@ -1,6 +1,6 @@
 //! The command line: arguments, dispatch, the error chain, exit codes. clap is known here alone.
 
-use crate::commands::{self, Ending, bench, chat, doctor, eval, export, generate, plan, pretrain};
+use crate::commands::{self, Ending, bench, chat, doctor, eval, export, generate, lab, plan, pretrain};
 use crate::config::{ConfigError, Recompute};
 use crate::ops::product::Precision;
 use crate::train::StepLines;
@@ -58,6 +58,35 @@ enum Command {
     /// Measure this machine: a training step, or the optimizer alone.
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// The laboratory's studies.
+    #[command(subcommand)]
+    Lab(LabCommand),
+}
+
+#[derive(Subcommand)]
+enum LabCommand {
+    /// Where momentum with a velocity gate is stable, bounded, or cycles: on a quadratic and on Rosenbrock's function.
+    #[command(after_help = "Example:\n  vrtrain lab stability --out stability")]
+    Stability(StabilityArgs),
+}
+
+#[derive(Args)]
+struct StabilityArgs {
+    #[arg(long, default_value_t = 0.9, allow_negative_numbers = true)]
+    beta1: f64,
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
+    beta3: f64,
+    #[arg(long, default_value_t = 10.0, allow_negative_numbers = true)]
+    alpha1: f64,
+    /// Steps of each simulated run.
+    #[arg(long, default_value_t = 100_000)]
+    steps: usize,
+    /// Draw pictures (PNG and SVG) into this folder.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// One JSON object.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Subcommand)]
@@ -415,6 +444,14 @@ fn run(command: Command) -> anyhow::Result<Ending> {
             json: args.json,
         }),
         Command::Bench(BenchCommand::Optimizer { pairs, json }) => bench::optimizer(pairs as usize, json),
+        Command::Lab(LabCommand::Stability(args)) => lab::stability(&lab::StabilityOptions {
+            beta1: args.beta1,
+            beta3: args.beta3,
+            alpha1: args.alpha1,
+            steps: args.steps,
+            out: args.out,
+            json: args.json,
+        }),
         Command::Doctor(args) => doctor::run(args.json),
         Command::Plan(args) => {
             plan::run(&plan::Options { config: config(args.config), tokens_per_s: args.tokens_per_s, json: args.json })

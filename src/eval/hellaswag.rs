@@ -62,7 +62,7 @@ fn without_marks(text: &str) -> String {
     let mut rest = text.as_str();
     while let Some(start) = rest.find('[') {
         // A mark ends on its own line.
-        let end = rest[start..].find([']', '\n']).filter(|&end| rest[start..].as_bytes()[end] == b']');
+        let end = rest[start..].find([']', '\n']).filter(|&end| rest.as_bytes()[start + end] == b']');
         let after = end.map_or(start + 1, |end| start + end + 1);
         cleaned += if end.is_some() { &rest[..start] } else { &rest[..after] };
         rest = &rest[after..];

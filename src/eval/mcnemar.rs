@@ -56,44 +56,15 @@ impl Table {
     pub fn test(&self) -> McNemar {
         let discordant = self.only_first + self.only_second;
         if discordant <= EXACT_UP_TO {
-            let tail = binomial_tail(discordant, self.only_first.min(self.only_second));
-            return McNemar { p_value: (2.0 * tail).min(1.0), method: Method::ExactBinomial };
+            let fewer = self.only_first.min(self.only_second);
+            // P(X <= fewer) of fair coins; with fewer = discordant = 0 it is 1.
+            let tail = statrs::function::beta::checked_beta_reg((discordant - fewer) as f64, (fewer + 1) as f64, 0.5);
+            return McNemar { p_value: (2.0 * tail.unwrap_or(1.0)).min(1.0), method: Method::ExactBinomial };
         }
         let difference = self.only_first.abs_diff(self.only_second) as f64;
         let statistic = (difference - 1.0).max(0.0).powi(2) / discordant as f64;
-        McNemar { p_value: error_function_complement((statistic / 2.0).sqrt()), method: Method::ChiSquared }
+        McNemar { p_value: statrs::function::erf::erfc((statistic / 2.0).sqrt()), method: Method::ChiSquared }
     }
-}
-
-/// P(X <= k) of n fair coins, each term from the one before it in logarithms.
-fn binomial_tail(n: u64, k: u64) -> f64 {
-    let mut term = -(n as f64) * std::f64::consts::LN_2;
-    let mut sum = term.exp();
-    for i in 1..=k {
-        term += ((n - i + 1) as f64 / i as f64).ln();
-        sum += term.exp();
-    }
-    sum
-}
-
-/// erfc(x) for x >= 0, as 1 minus the series of erf below 2.5 and as the continued fraction above; relative error below
-/// 1e-9.
-fn error_function_complement(x: f64) -> f64 {
-    let scale = (-x * x).exp() / std::f64::consts::PI.sqrt();
-    if x < 2.5 {
-        // erf(x) = 2/sqrt(pi) e^(-x^2) sum_n 2^n x^(2n+1) / (1 * 3 * .. * (2n+1))
-        let (mut term, mut sum) = (x, x);
-        for n in 1..100 {
-            term *= 2.0 * x * x / f64::from(2 * n + 1);
-            sum += term;
-        }
-        return 1.0 - 2.0 * scale * sum;
-    }
-    let mut fraction = x;
-    for n in (1..200).rev() {
-        fraction = x + f64::from(n) / 2.0 / fraction;
-    }
-    scale / fraction
 }
 
 #[cfg(test)]

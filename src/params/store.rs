@@ -32,6 +32,12 @@ impl<'a> From<&'a [f32]> for Weights<'a> {
     }
 }
 
+impl<'a> From<&'a Vec<f32>> for Weights<'a> {
+    fn from(exact: &'a Vec<f32>) -> Self {
+        exact.as_slice().into()
+    }
+}
+
 /// The weights as an optimizer changes them: it writes `rounded` wherever it writes `exact`.
 pub struct WeightsMut<'a> {
     pub exact: &'a mut [f32],
