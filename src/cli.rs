@@ -304,7 +304,7 @@ struct EvalArgs {
     /// gsm8k: as lm-evaluation-harness puts it (harness, cot), in the text of fine-tuning (template), or as a chat turn.
     #[arg(long, value_parser = ["harness", "cot", "template", "chat"])]
     prompt: Option<String>,
-    /// gsm8k: the text of --prompt template, with {prompt} in the question's place [default: "Question: {prompt}\nAnswer: "].
+    /// gsm8k: the text of --prompt template, with {prompt} in the question's place [default: the run's own, else "Question: {prompt}\nAnswer: "].
     #[arg(long, allow_hyphen_values = true)]
     template: Option<String>,
     /// gsm8k: worked examples before each question [default: 5; cot: 8; template and chat: 0].

@@ -35,6 +35,11 @@ pub fn model_folder(run: &Path) -> PathBuf {
     run.join("model")
 }
 
+/// Whether `folder` is the model's folder of a run.
+fn is_run_model(folder: &Path) -> bool {
+    folder.parent().is_some_and(|run| is_run(run) && model_folder(run) == folder)
+}
+
 impl Target {
     /// Finds out what `text` names.
     ///
@@ -102,6 +107,17 @@ impl Target {
     /// The template of the model's conversations, if it has one.
     pub fn chat_template(&self) -> Result<Option<ChatTemplate>> {
         ChatTemplate::load(&self.folder)
+    }
+
+    /// The text that a run was fine-tuned on (`data.template` of its config), up to the completion; none for other targets.
+    pub fn training_template(&self) -> Result<Option<String>> {
+        let config = self.folder.parent().map(|run| run.join("config.toml"));
+        let Some(path) = config.filter(|path| is_run_model(&self.folder) && path.is_file()) else { return Ok(None) };
+        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let config: toml::Table = toml::from_str(&text).with_context(|| format!("cannot read {}", path.display()))?;
+        let template = config.get("data").and_then(|data| data.get("template")).and_then(toml::Value::as_str);
+        let question = template.map(|template| template.split("{completion}").next().unwrap_or(template));
+        Ok(question.map(|question| question.replace("{{", "{").replace("}}", "}")))
     }
 
     /// The tokenizer's files that go with the weights.

@@ -25,7 +25,7 @@ const SHOTS: usize = 5;
 const SEED: u64 = 1234;
 const MAX_NEW_TOKENS: usize = 256;
 const BATCH: usize = 16;
-/// The text that `finetune` trains on.
+/// The text that `finetune`'s configs train on; a run's own config says its.
 const TEMPLATE: &str = "Question: {prompt}\nAnswer: ";
 
 /// A problem ready to be asked.
@@ -96,7 +96,11 @@ fn plan(options: &Options, target: &Target, problems: usize) -> Result<Plan> {
     if options.template.is_some() && prompt != PromptStyle::Template {
         return Err(ConfigError::flag("--template", "it goes with --prompt template").into());
     }
-    let template = options.template.as_deref().unwrap_or(TEMPLATE);
+    let template = match &options.template {
+        Some(template) => template.split("{completion}").next().unwrap_or_default().to_owned(),
+        None if prompt == PromptStyle::Template => target.training_template()?.unwrap_or_else(|| TEMPLATE.to_owned()),
+        None => TEMPLATE.to_owned(),
+    };
     if !template.contains("{prompt}") {
         return Err(ConfigError::flag("--template", "it must hold {prompt}, the question's place").into());
     }
@@ -107,7 +111,7 @@ fn plan(options: &Options, target: &Target, problems: usize) -> Result<Plan> {
     let (style, default_shots) = match prompt {
         PromptStyle::Harness => (Style::Questions, SHOTS),
         PromptStyle::ChainOfThought => (Style::ChainOfThought, 8),
-        PromptStyle::Template => (Style::Template(template.to_owned()), 0),
+        PromptStyle::Template => (Style::Template(template), 0),
         PromptStyle::Chat => (Style::Template("{prompt}".to_owned()), 0),
     };
     let count = options.shots.unwrap_or(default_shots);
