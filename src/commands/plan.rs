@@ -3,6 +3,7 @@
 use super::prepare::{Prepared, prepare};
 use super::setup::Initial;
 use super::{ConfigChoice, Ending, doctor, print_json};
+use crate::model::Extent;
 use crate::ops::product::Precision;
 use crate::params::Layout;
 use crate::train::{GIB, Peak, short};
@@ -43,6 +44,7 @@ impl Memory {
 /// The memory of a run's tensors; the program itself and the data queue come to that (some 0.1 GiB).
 pub fn memory(prepared: &Prepared, layout: &Layout) -> Memory {
     let train = &prepared.config.train;
+    let extent = Extent { rows: train.micro_batch, time: train.sequence_length };
     Memory {
         weights: match prepared.precision {
             Precision::F32 => 4 * layout.len(),
@@ -50,7 +52,7 @@ pub fn memory(prepared: &Prepared, layout: &Layout) -> Memory {
         },
         gradients: 4 * layout.len(),
         optimizer: prepared.optimizer.state_bytes_per_parameter() * layout.len(),
-        activations: prepared.model.working_bytes(train.micro_batch, train.sequence_length, train.recompute),
+        activations: prepared.model.working_bytes(extent, train.recompute, prepared.precision),
     }
 }
 

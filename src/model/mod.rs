@@ -11,6 +11,7 @@ pub mod llama;
 #[cfg(test)]
 mod precision_tests;
 mod shape;
+mod stored;
 mod twin;
 pub mod weights;
 

@@ -6,6 +6,7 @@ use super::llama::{self, LlamaConfig, LlamaCpu};
 use super::weights::NamePrefix;
 use super::{Extent, Head, TextMarks};
 use crate::config::{Architecture, Recompute};
+use crate::ops::product::Precision;
 use crate::params::{Layout, ParameterSpec};
 use anyhow::Result;
 use serde_json::Value;
@@ -107,11 +108,11 @@ impl ModelShape {
         format!("{heads}, context {}, vocabulary {}", self.n_positions(), self.vocab_size())
     }
 
-    /// Bytes of working memory of a training step on `rows` rows of `time` tokens on the CPU.
-    pub fn working_bytes(&self, rows: usize, time: usize, recompute: Recompute) -> usize {
+    /// Bytes of working memory of a training step on the CPU.
+    pub fn working_bytes(&self, extent: Extent, recompute: Recompute, precision: Precision) -> usize {
         match self {
-            Self::Gpt2(config) => Gpt2Cpu::working_bytes(config, rows, time, recompute),
-            Self::Llama(config) => LlamaCpu::working_bytes(config, Extent { rows, time }, recompute),
+            Self::Gpt2(config) => Gpt2Cpu::working_bytes(config, extent, recompute, precision),
+            Self::Llama(config) => LlamaCpu::working_bytes(config, extent, recompute, precision),
         }
     }
 

@@ -94,21 +94,21 @@ impl Gpt2Cpu {
         let shape = model.attention(Extent { rows: batch, time: 1 });
 
         for (layer, block) in model.parameters.blocks.iter().enumerate() {
-            model.norm(weights, block.norm_1, stream, normed, mean, rstd);
-            model.project(weights, block.attention_in, normed, None, qkv);
+            model.norm(weights, block.norm_1, stream, &mut *normed, mean, rstd);
+            model.project(weights, block.attention_in, &*normed, None, qkv);
             for (place, (row, &(sequence, position))) in qkv.chunks_exact(3 * width).zip(&newest).enumerate() {
                 let (key, value) = row[width..].split_at(width);
                 cache.put(layer, sequence, position, key, value);
                 query[place * width..][..width].copy_from_slice(&row[..width]);
             }
             attention::decode(shape, shape.scale(), query, cache.layer(layer), mixed, scratch);
-            model.project(weights, block.attention_out, mixed, Some(stream), residual);
-            model.norm(weights, block.norm_2, residual, normed, mean, rstd);
-            model.project(weights, block.mlp_in, normed, None, hidden);
-            activation::gelu(hidden, activated);
-            model.project(weights, block.mlp_out, activated, Some(residual), stream);
+            model.project(weights, block.attention_out, &*mixed, Some(stream), residual);
+            model.norm(weights, block.norm_2, residual, &mut *normed, mean, rstd);
+            model.project(weights, block.mlp_in, &*normed, None, hidden);
+            activation::gelu(&*hidden, &mut *activated);
+            model.project(weights, block.mlp_out, &*activated, Some(residual), stream);
         }
-        model.norm(weights, model.parameters.norm_final, stream, normed, mean, rstd);
+        model.norm(weights, model.parameters.norm_final, stream, &mut *normed, mean, rstd);
         self.head_logits(weights, &self.decoding.normed, logits);
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! GPT-2: shape, Hugging Face files, and its forward and backward.
 
+mod block;
 mod config;
 mod cpu;
 mod decode;

@@ -3,16 +3,29 @@
 use super::Saved;
 use crate::ops::parallel::{add_parts, rows_a_part, rows_a_piece};
 use crate::ops::simd::{LANES, Level, kernel, lanes_sum, sum_of};
-use crate::ops::{Gradient, Into};
+use crate::ops::values::each_kind;
+use crate::ops::{Gradient, Into, Number, ValuesMut};
 use rayon::prelude::*;
 
 /// Normalises x [R, C] into y [R, C]; mean and rstd [R] are for [`backward`]. C is `weight.len()`.
-pub fn forward(
+pub fn forward<'a>(
     x: &[f32],
     weight: &[f32],
     bias: &[f32],
     epsilon: f32,
-    y: &mut [f32],
+    y: impl std::convert::Into<ValuesMut<'a>>,
+    mean: &mut [f32],
+    rstd: &mut [f32],
+) {
+    each_kind!(ValuesMut, y.into(), y => forward_to(x, weight, bias, epsilon, y, mean, rstd));
+}
+
+fn forward_to<N: Number>(
+    x: &[f32],
+    weight: &[f32],
+    bias: &[f32],
+    epsilon: f32,
+    y: &mut [N],
     mean: &mut [f32],
     rstd: &mut [f32],
 ) {
@@ -60,8 +73,8 @@ pub fn backward(saved: Saved, dy: &[f32], dx: Gradient, dweight: Gradient, dbias
 }
 
 kernel! {
-    fn forward_rows(
-        x: &[f32], weight: &[f32], bias: &[f32], epsilon: f32, y: &mut [f32], mean: &mut [f32], rstd: &mut [f32],
+    fn forward_rows<N>(
+        x: &[f32], weight: &[f32], bias: &[f32], epsilon: f32, y: &mut [N], mean: &mut [f32], rstd: &mut [f32],
     ) {
         let width = weight.len();
         let rows = x.chunks_exact(width).zip(y.chunks_exact_mut(width)).zip(mean.iter_mut().zip(rstd));
@@ -70,7 +83,7 @@ kernel! {
             let variance = sum_of(x, |x| (x - mean) * (x - mean)) / width as f32;
             let rstd = 1.0 / (variance + epsilon).sqrt();
             for (((y, x), weight), bias) in y.iter_mut().zip(x).zip(weight).zip(bias) {
-                *y = (x - mean) * rstd * weight + bias;
+                *y = N::round((x - mean) * rstd * weight + bias);
             }
             (*mean_out, *rstd_out) = (mean, rstd);
         }

@@ -4,6 +4,7 @@
 //! A row's result does not depend on the other rows, to the last bit, nor on the number of threads.
 
 use super::{Dims, Orientation, Weight};
+use crate::ops::Number;
 use crate::ops::parallel::{SharedRows, for_each_with_scratch};
 use crate::ops::product::{Numbers, Precision};
 use crate::ops::simd::{LANES, Level, kernel, lanes_sum};
@@ -26,7 +27,7 @@ pub fn forward(x: &[f32], weight: Weight, bias: Option<&[f32]>, residual: Option
     let x = match weight.dims.precision {
         Precision::F32 => x,
         Precision::Bf16 => {
-            rounded = x.iter().map(|&value| bf16::from_f32(value).to_f32()).collect();
+            rounded = x.iter().map(|&value| bf16::round(value).widen()).collect();
             &rounded
         }
     };
@@ -51,7 +52,7 @@ fn lines<'a>(
     match (weight.data, weight.dims.precision) {
         (Numbers::F32(data), Precision::F32) => return &data[range],
         (Numbers::F32(data), Precision::Bf16) => {
-            scratch.iter_mut().zip(&data[range]).for_each(|(to, from)| *to = bf16::from_f32(*from).to_f32());
+            scratch.iter_mut().zip(&data[range]).for_each(|(to, from)| *to = bf16::round(*from).widen());
         }
         (Numbers::Bf16(data), _) => widen(level, &data[range], scratch),
     }
@@ -61,7 +62,7 @@ fn lines<'a>(
 kernel! {
     fn widen(from: &[bf16], to: &mut [f32]) {
         for (to, from) in to.iter_mut().zip(from) {
-            *to = f32::from_bits(u32::from(from.to_bits()) << 16);
+            *to = from.widen();
         }
     }
 }

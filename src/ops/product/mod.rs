@@ -19,7 +19,7 @@ mod tile;
 #[cfg(target_arch = "x86_64")]
 mod tile_x86;
 
-pub use convert::{narrow, to_bf16};
+pub use convert::narrow;
 use half::bf16;
 pub use instructions::Instructions;
 

@@ -3,11 +3,22 @@
 use super::Saved;
 use crate::ops::parallel::{add_parts, rows_a_part, rows_a_piece};
 use crate::ops::simd::{LANES, Level, kernel, lanes_sum, sum_of};
-use crate::ops::{Gradient, Into};
+use crate::ops::values::each_kind;
+use crate::ops::{Gradient, Into, Number, ValuesMut};
 use rayon::prelude::*;
 
 /// Normalises x [R, C] into y [R, C]; rstd [R] is for [`backward`]. C is `weight.len()`.
-pub fn forward(x: &[f32], weight: &[f32], epsilon: f32, y: &mut [f32], rstd: &mut [f32]) {
+pub fn forward<'a>(
+    x: &[f32],
+    weight: &[f32],
+    epsilon: f32,
+    y: impl std::convert::Into<ValuesMut<'a>>,
+    rstd: &mut [f32],
+) {
+    each_kind!(ValuesMut, y.into(), y => forward_to(x, weight, epsilon, y, rstd));
+}
+
+fn forward_to<N: Number>(x: &[f32], weight: &[f32], epsilon: f32, y: &mut [N], rstd: &mut [f32]) {
     let (level, width) = (Level::current(), weight.len());
     assert!(width > 0 && x.len() == rstd.len() * width && y.len() == x.len(), "rms norm: lengths");
     let rows = rows_a_piece(width);
@@ -45,13 +56,13 @@ pub fn backward(saved: Saved, dy: &[f32], dx: Gradient, dweight: Gradient, scrat
 }
 
 kernel! {
-    fn forward_rows(x: &[f32], weight: &[f32], epsilon: f32, y: &mut [f32], rstd: &mut [f32]) {
+    fn forward_rows<N>(x: &[f32], weight: &[f32], epsilon: f32, y: &mut [N], rstd: &mut [f32]) {
         let width = weight.len();
         for ((x, y), rstd_out) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)).zip(rstd) {
             let mean_square = sum_of(x, |x| x * x) / width as f32;
             let rstd = 1.0 / (mean_square + epsilon).sqrt();
             for ((y, x), weight) in y.iter_mut().zip(x).zip(weight) {
-                *y = x * rstd * weight;
+                *y = N::round(x * rstd * weight);
             }
             *rstd_out = rstd;
         }

@@ -28,12 +28,12 @@ fn run_separate(shape: Shape, scale: f32) -> [Vec<f32>; 5] {
 
 fn run_documents(shape: Shape, scale: f32, documents: Documents) -> [Vec<f32>; 5] {
     let [q, k, v, dy] = problem(shape);
-    let inputs = Inputs::Separate { q: &q, k: &k, v: &v };
+    let inputs = Inputs::Separate { q: (&q).into(), k: (&k).into(), v: (&v).into() };
     let (mut y, mut log_sum_exp) = (vec![7.0; q.len()], vec![7.0; shape.batch * shape.heads * shape.sequence]);
     let mut scratch = vec![f32::NAN; scratch_len(shape)];
     forward(shape, scale, inputs, documents, &mut y, &mut log_sum_exp, &mut scratch);
     let (mut dq, mut dk, mut dv) = (vec![7.0; q.len()], vec![7.0; k.len()], vec![7.0; v.len()]);
-    let saved = Saved { inputs, documents, y: &y, log_sum_exp: &log_sum_exp };
+    let saved = Saved { inputs, documents, y: (&y).into(), log_sum_exp: &log_sum_exp };
     let gradients = InputGradients::Separate { dq: &mut dq, dk: &mut dk, dv: &mut dv };
     scratch.fill(f32::NAN);
     backward(shape, scale, saved, &dy, gradients, &mut scratch);
@@ -47,8 +47,8 @@ fn run_fused(shape: Shape, scale: f32) -> (Vec<f32>, Vec<f32>) {
     let (mut y, mut log_sum_exp) = (vec![7.0; q.len()], vec![7.0; shape.batch * shape.heads * shape.sequence]);
     let (mut scratch, mut gradient) = (vec![0.0; scratch_len(shape)], vec![7.0; fused.len()]);
     let documents = Documents::Whole;
-    forward(shape, scale, Inputs::Fused(&fused), documents, &mut y, &mut log_sum_exp, &mut scratch);
-    let saved = Saved { inputs: Inputs::Fused(&fused), documents, y: &y, log_sum_exp: &log_sum_exp };
+    forward(shape, scale, Inputs::Fused((&fused).into()), documents, &mut y, &mut log_sum_exp, &mut scratch);
+    let saved = Saved { inputs: Inputs::Fused((&fused).into()), documents, y: (&y).into(), log_sum_exp: &log_sum_exp };
     backward(shape, scale, saved, &dy, InputGradients::Fused(&mut gradient), &mut scratch);
     (y, gradient)
 }
@@ -98,7 +98,7 @@ fn the_future_plays_no_part() {
     let run = |k: &[f32], v: &[f32]| {
         let (mut y, mut logs) = (vec![0.0; q.len()], vec![0.0; 70]);
         let mut scratch = vec![0.0; scratch_len(shape)];
-        let inputs = Inputs::Separate { q: &q, k, v };
+        let inputs = Inputs::Separate { q: (&q).into(), k: k.into(), v: v.into() };
         forward(shape, 0.5, inputs, Documents::Whole, &mut y, &mut logs, &mut scratch);
         y
     };
