@@ -1,6 +1,6 @@
 //! The command line: arguments, dispatch, the error chain, exit codes. clap is known here alone.
 
-use crate::commands::{self, Ending, bench, chat, doctor, eval, export, generate, lab, plan, pretrain};
+use crate::commands::{self, Ending, bench, chat, doctor, eval, export, finetune, generate, lab, plan, pretrain};
 use crate::config::{ConfigError, Recompute};
 use crate::ops::product::Precision;
 use crate::train::StepLines;
@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Pre-train small GPTs from a terminal, with VRAdam.
+/// Pre-train small GPTs and fine-tune LLMs from a terminal, with VRAdam.
 ///
 /// Data goes to stdout, logs and progress to stderr. Exit codes: 0 done, 1 failed, 2 bad usage or config, 3 interrupted
 /// and saved.
@@ -27,6 +27,12 @@ enum Command {
         vrtrain pretrain --config configs/gpt2-124m.toml --set optimizer.beta3=20 --run-dir runs/a\n  \
         vrtrain pretrain --run-dir runs/a --resume")]
     Pretrain(PretrainArgs),
+    /// Fine-tune a model on prompts with completions or on conversations; without --config the quickstart's own model.
+    #[command(after_help = "Examples:\n  \
+        vrtrain finetune\n  \
+        vrtrain finetune --config configs/smollm2-135m-gsm8k.toml --set optimizer.lr=1e-4 --run-dir runs/b\n  \
+        vrtrain finetune --run-dir runs/b --resume")]
+    Finetune(PretrainArgs),
     /// Write text with a run or a model.
     #[command(after_help = "Examples:\n  \
         vrtrain generate runs/quickstart-1 --prompt 'Question: Tom has 3 apples'\n  \
@@ -235,6 +241,9 @@ struct ExportArgs {
     /// A run folder or a checkpoint.
     #[arg(value_name = "RUN|CHECKPOINT")]
     target: String,
+    /// The checkpoint of the lowest validation loss instead of the newest.
+    #[arg(long)]
+    best: bool,
     /// The folder to write; it must not exist or be empty.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -388,14 +397,8 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<Ending> {
     match command {
-        Command::Pretrain(args) => pretrain::run(&pretrain::Options {
-            config: config(args.config),
-            run_dir: args.run_dir,
-            resume: args.resume,
-            quiet: args.quiet,
-            step_lines: if args.json_lines { StepLines::Json } else { StepLines::None },
-            json: args.json,
-        }),
+        Command::Pretrain(args) => pretrain::run(&training(args, pretrain::Stage::Pretrain)),
+        Command::Finetune(args) => finetune::run(training(args, pretrain::Stage::Finetune)),
         Command::Generate(args) => generate::run(&generate::Options {
             target: args.target,
             prompt: args.prompt,
@@ -411,7 +414,10 @@ fn run(command: Command) -> anyhow::Result<Ending> {
             precision: precision(&args.dtype),
             json: args.json,
         }),
-        Command::Export(args) => export::run(&args.target, &args.out),
+        Command::Export(args) => {
+            let choice = if args.best { export::Choice::Best } else { export::Choice::Newest };
+            export::run(&args.target, choice, &args.out)
+        }
         Command::Eval(args) => evaluate(args),
         Command::Chat(args) => chat::run(&chat::Options {
             target: args.target,
@@ -509,8 +515,20 @@ fn evaluate(args: EvalArgs) -> anyhow::Result<Ending> {
     })
 }
 
+fn training(args: PretrainArgs, stage: pretrain::Stage) -> pretrain::Options {
+    pretrain::Options {
+        stage,
+        config: config(args.config),
+        run_dir: args.run_dir,
+        resume: args.resume,
+        quiet: args.quiet,
+        step_lines: if args.json_lines { StepLines::Json } else { StepLines::None },
+        json: args.json,
+    }
+}
+
 fn config(args: ConfigArgs) -> commands::ConfigChoice {
-    commands::ConfigChoice { file: args.config, assignments: args.assignments }
+    commands::ConfigChoice { file: args.config, embedded: commands::Embedded::Pretrain, assignments: args.assignments }
 }
 
 #[cfg(test)]

@@ -48,7 +48,7 @@ pub fn run(options: &Options) -> Result<Ending> {
     let sampler =
         Sampler::new(sampling, drawn, options.seed).map_err(|error| ConfigError::flag("chat", error.to_string()))?;
     let mut end_of_text = target.config.end_of_text().to_vec();
-    end_of_text.push(tokenizer.end_of_text());
+    end_of_text.extend([tokenizer.end_of_text(), tokenizer.end_of_answer()]);
     let (store, model) = target.load_decoder(options.precision)?;
     let interrupted = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(SIGINT, Arc::clone(&interrupted)).context("cannot install the signal handler")?;

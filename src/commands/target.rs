@@ -2,13 +2,13 @@
 
 use super::setup;
 use crate::config::{ConfigError, looks_like_hub_id};
-use crate::data::{ChatTemplate, TextTokenizer};
+use crate::data::{ChatTemplate, Template, TextTokenizer};
 use crate::hub::Hub;
 use crate::model::{Decoder, ModelShape, TextMarks};
 use crate::ops::product::Precision;
 use crate::params::{Layout, ParameterStore, slice_mut};
 use crate::train::{checkpoint, is_run};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use candle_core::Device;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -40,7 +40,29 @@ fn is_run_model(folder: &Path) -> bool {
     folder.parent().is_some_and(|run| is_run(run) && model_folder(run) == folder)
 }
 
+/// The checkpoint that a run's file `best` or `latest` names.
+fn named_checkpoint(file: &Path) -> Result<PathBuf> {
+    let name = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    Ok(file.with_file_name("checkpoints").join(name.trim()))
+}
+
 impl Target {
+    /// The checkpoint of a run's lowest validation loss.
+    ///
+    /// # Errors
+    /// When the run keeps none.
+    pub fn open_best(run: &str) -> Result<Self> {
+        let best = Path::new(run).join("best");
+        if !best.is_file() {
+            let message = format!(
+                "{run} has no best checkpoint: it keeps one where `train.keep_best` is true and a validation loss was \
+                 taken"
+            );
+            return Err(ConfigError::flag("--best", message).into());
+        }
+        Self::open(&best.to_string_lossy())
+    }
+
     /// Finds out what `text` names.
     ///
     /// # Errors
@@ -52,6 +74,10 @@ impl Target {
             rejected.iter().for_each(|why| eprintln!("passing over a checkpoint that is not valid: {why}"));
             let Some(newest) = newest else { bail!("the run {text} has no valid checkpoint yet") };
             return Self::of_checkpoint(text, path, newest);
+        }
+        if path.file_name().is_some_and(|name| name == "best" || name == "latest") && path.is_file() {
+            let folder = named_checkpoint(path)?;
+            return Self::open(&folder.to_string_lossy());
         }
         if path.join("manifest.json").is_file() || path.join("state.json").is_file() {
             checkpoint::verify(path).with_context(|| format!("the checkpoint {text} is not valid"))?;
@@ -116,8 +142,12 @@ impl Target {
         let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let config: toml::Table = toml::from_str(&text).with_context(|| format!("cannot read {}", path.display()))?;
         let template = config.get("data").and_then(|data| data.get("template")).and_then(toml::Value::as_str);
-        let question = template.map(|template| template.split("{completion}").next().unwrap_or(template));
-        Ok(question.map(|question| question.replace("{{", "{").replace("}}", "}")))
+        let question = |template| {
+            let parsed =
+                Template::parse(template).map_err(|why| anyhow!("`data.template` in {}: {why}", path.display()));
+            parsed.map(|template| template.question("{prompt}"))
+        };
+        template.map(question).transpose()
     }
 
     /// The tokenizer's files that go with the weights.

@@ -8,6 +8,8 @@ mod chat_template;
 mod data_set;
 mod document;
 mod documents;
+mod examples;
+mod feed;
 mod files;
 mod jsonl;
 mod order;
@@ -29,6 +31,11 @@ pub use chat_template::{ChatTemplate, Message, ReplyOpening};
 pub use data_set::{DataSet, Summary};
 pub use document::{Document, Opening};
 pub use documents::documents_as_ids;
+pub use examples::{
+    ChatFormat, CompletionFormat, Example, ExampleCounts, ExampleFormat, ExampleLimits, ExampleStream, Examples,
+    Packing, Template, plain_template,
+};
+pub use feed::Feed;
 pub use files::{FileKind, SourceFile, local_files, select};
 pub use order::Order;
 pub use position::{Identity, Position};

@@ -304,7 +304,7 @@ fn answer(
     let drawn = tokenizer.vocabulary_size().min(vocabulary);
     let mut sampler = Sampler::new(SamplingOptions::GREEDY, drawn, 0)?;
     let mut end_of_text = target.config.end_of_text().to_vec();
-    end_of_text.push(tokenizer.end_of_text());
+    end_of_text.extend([tokenizer.end_of_text(), tokenizer.end_of_answer()]);
     let limits = Limits { max_new_tokens: plan.max_new_tokens, end_of_text: &end_of_text };
     let mut texts: Vec<Option<Text>> = (0..prompts.len()).map(|_| None).collect();
     let start = || Text::new(tokenizer, plan.style.stops(), options.calculator);
