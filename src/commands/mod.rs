@@ -2,6 +2,7 @@
 
 mod adapted;
 pub mod bench;
+pub mod chat;
 mod device;
 pub mod doctor;
 pub mod eval;
