@@ -10,9 +10,12 @@ pub mod plan;
 mod prepare;
 pub mod pretrain;
 mod quickstart;
+pub mod report;
+pub mod runs;
 mod setup;
 mod shape;
 mod target;
+pub mod watch;
 
 use crate::config::{ConfigError, RunConfig};
 use std::path::{Path, PathBuf};
