@@ -17,7 +17,7 @@ const PANELS = [
   { id: "norm", title: "Gradient norm", unit: "before the clip", log: true,
     lines: [{ column: "grad_norm", name: "norm", smooth: true }] },
   { id: "rate", title: "Learning rate", unit: "eta after the gate, faint: scheduled",
-    lines: [{ column: "lr", name: "scheduled", faint: true }, { column: "eta", name: "eta" }] },
+    lines: [{ column: "lr", name: "scheduled", faint: true }, { column: "eta", name: "eta", smooth: true }] },
   { id: "speed", title: "Throughput", unit: "tokens per second",
     lines: [{ column: "tokens_per_s", name: "tok/s", smooth: true }] },
   { id: "memory", title: "Memory", unit: "GiB resident", factor: 1 / 2 ** 30,
@@ -92,16 +92,17 @@ class Chart {
 
   /** Each line of each visible run: [run, line, look, smoothed or not]. */
   traces() {
-    const traces = [];
+    const [raw, traces] = [[], []];
     for (const { run, index } of this.view.visible()) {
       for (const line of this.panel.lines.filter((line) => run.columns.has(line.column))) {
         const style = look(index, this.view.theme());
         const smoothing = line.smooth ? this.view.smoothing : 0;
-        if (smoothing > 0) traces.push({ run, line, style, smoothing: 0, faint: true });
+        if (smoothing > 0) raw.push({ run, line, style, smoothing: 0, faint: true });
         traces.push({ run, line, style, smoothing, faint: line.faint || false });
       }
     }
-    return traces;
+    // Smoothed lines lie on top of what they smooth.
+    return raw.concat(traces);
   }
 
   draw() {
@@ -137,8 +138,10 @@ class Chart {
     const [ink, line] = [css.getPropertyValue("--muted").trim(), css.getPropertyValue("--grid").trim()];
     const axis = { stroke: ink, grid: { stroke: line, width: 1 }, ticks: { stroke: line, width: 1, size: 4 },
       font: "11px system-ui, sans-serif" };
+    // The more runs, the fainter what is not smoothed, or it would hide the rest.
+    const haze = Math.max(0.07, Math.min(0.28, 1.2 / traces.length));
     const series = traces.map(({ line, style, faint }) => ({
-      stroke: faint ? faded(style.colour, line.faint ? 0.45 : 0.28) : style.colour,
+      stroke: faint ? faded(style.colour, line.faint ? 0.45 : haze) : style.colour,
       width: faint ? 1 : 1.7,
       dash: style.dash,
       spanGaps: true,
@@ -146,7 +149,7 @@ class Chart {
     }));
     const show = AXES[this.view.x].show;
     return {
-      width, height: Math.max(180, Math.min(260, Math.round(width * 0.55))),
+      width, height: 220,
       legend: { show: false },
       scales: {
         x: { time: false, distr: this.view.logX ? 3 : 1, range: () => this.range },
@@ -157,7 +160,7 @@ class Chart {
         { ...axis, size: 54, values: (_, splits) => splits.map((y) => (y === null ? "" : short(y))) },
       ],
       series: [{}, ...series],
-      cursor: { sync: { key: "vrtrain" }, drag: { x: true, y: false, setScale: false }, points: { show: false } },
+      cursor: { y: false, sync: { key: "vrtrain" }, drag: { x: true, y: false, setScale: false }, points: { show: false } },
       hooks: {
         setSelect: [(plot) => {
           if (plot.select.width < 4) return;
@@ -207,7 +210,8 @@ class Chart {
     const at = over.left - area.left + left;
     const room = this.box.clientWidth - this.tip.offsetWidth - 4;
     this.tip.style.left = Math.max(4, Math.min(room, right ? at - this.tip.offsetWidth - 14 : at + 14)) + "px";
-    this.tip.style.top = over.top - area.top + 6 + "px";
+    // On a narrow screen the values stand below the curves, not on them.
+    this.tip.style.top = (this.box.clientWidth < 480 ? over.bottom : over.top) - area.top + 6 + "px";
   }
 
   /** The row nearest to `x` that has a value; lines with few values snap to the one before or after. */

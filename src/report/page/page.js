@@ -166,6 +166,13 @@ function fillTable(table, heads, rows) {
   table.replaceChildren(head, ...rows);
 }
 
+function sampleText(sample) {
+  const text = element("p", "sample");
+  text.append(element("span", "step", "step " + grouped(sample.step)));
+  text.append(element("span", "muted", sample.prompt), element("span", "", sample.text));
+  return text;
+}
+
 let samplesShown = "";
 function drawSamples() {
   const chosen = view.visible().filter(({ run }) => run.info.samples.length > 0);
@@ -174,16 +181,15 @@ function drawSamples() {
   samplesShown = key;
   find("samples-card").hidden = chosen.length === 0;
   find("samples").replaceChildren(...chosen.map(({ run, index }) => {
-    const group = element("details", "sample-run");
-    group.open = chosen.length <= 3;
-    const title = element("summary");
-    title.append(swatch(look(index, view.theme())), ` ${run.info.name}: ${run.info.samples.length} samples`);
-    group.append(title);
-    for (const sample of [...run.info.samples].reverse()) {
-      const text = element("p", "sample");
-      text.append(element("span", "step", "step " + grouped(sample.step)));
-      text.append(element("span", "muted", sample.prompt), element("span", "", sample.text));
-      group.append(text);
+    const group = element("div", "sample-run");
+    const title = element("h3");
+    title.append(swatch(look(index, view.theme())), " " + run.info.name);
+    const [newest, ...earlier] = [...run.info.samples].reverse().map(sampleText);
+    group.append(title, newest);
+    if (earlier.length > 0) {
+      const more = element("details");
+      more.append(element("summary", "", `${earlier.length} earlier`), ...earlier);
+      group.append(more);
     }
     return group;
   }));
