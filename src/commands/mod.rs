@@ -6,6 +6,7 @@ pub mod doctor;
 pub mod eval;
 pub mod export;
 pub mod generate;
+pub mod lab;
 pub mod plan;
 mod prepare;
 pub mod pretrain;

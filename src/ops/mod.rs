@@ -10,6 +10,8 @@
 
 pub mod activation;
 pub mod attention;
+pub mod batch_norm;
+pub mod convolution;
 pub mod cross_entropy;
 pub mod embedding;
 pub mod layer_norm;

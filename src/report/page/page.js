@@ -60,6 +60,7 @@ function refresh() {
   });
 }
 
+let drawing = 0;
 function drawCharts() {
   const panels = panelsOf([...runs.values()]);
   for (const panel of panels.filter((panel) => !charts.has(panel.id))) {
@@ -67,7 +68,21 @@ function drawCharts() {
     find("charts").append(host);
     charts.set(panel.id, new Chart(panel, host, view, { zoom }));
   }
-  for (const chart of charts.values()) chart.draw();
+  // What is in sight comes first, the rest follows frame by frame.
+  const turn = ++drawing;
+  const inSight = ({ box }) => {
+    const { top, bottom } = box.getBoundingClientRect();
+    return bottom > 0 && top < innerHeight;
+  };
+  const all = [...charts.values()];
+  const rest = all.filter((chart) => !inSight(chart));
+  const next = () => {
+    if (turn !== drawing || rest.length === 0) return;
+    rest.shift().draw();
+    requestAnimationFrame(next);
+  };
+  all.filter(inSight).forEach((chart) => chart.draw());
+  requestAnimationFrame(next);
 }
 
 function zoom(range) {
