@@ -1,8 +1,6 @@
 //! The command line: arguments, dispatch, the error chain, exit codes. clap is known here alone.
 
-use crate::commands::{
-    self, Ending, bench, doctor, eval, export, generate, lab, plan, pretrain, report, runs, watch,
-};
+use crate::commands::{self, Ending, bench, doctor, eval, export, generate, lab, plan, pretrain, report, runs, watch};
 use crate::config::{ConfigError, Recompute};
 use crate::ops::product::Precision;
 use crate::train::StepLines;
