@@ -248,7 +248,8 @@ fn announce(
         (None, None) => format!("{}B of text", short(summary.bytes as f64)),
     };
     let held_out = validation.map_or("no validation".into(), |set| format!("validation on {} tokens", set.tokens()));
-    eprintln!("data       {} files, {amount}; {held_out}", summary.files);
+    let files = if summary.files == 1 { "1 file".to_owned() } else { format!("{} files", summary.files) };
+    eprintln!("data       {files}, {amount}; {held_out}");
     eprintln!(
         "optimizer  {}, lr {:e}; {} of {} steps",
         config.optimizer.name,

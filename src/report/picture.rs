@@ -86,8 +86,9 @@ fn on<B: DrawingBackend>(area: &Area<B>, runs: &[RunReport]) -> Result<()> {
     let all = || -> Drawn<B> {
         area.fill(&WHITE)?;
         for (panel, part) in PANELS.iter().zip(area.split_evenly((2, 3))) {
-            let curves: Vec<Curve> =
+            let mut curves: Vec<Curve> =
                 runs.iter().enumerate().flat_map(|(index, run)| curves(panel, run, index)).collect();
+            curves.sort_by_key(|curve| curve.stroke != Stroke::Faint);
             draw_panel(&part, panel, &curves)?;
         }
         area.present()
@@ -95,11 +96,22 @@ fn on<B: DrawingBackend>(area: &Area<B>, runs: &[RunReport]) -> Result<()> {
     all().map_err(|error| anyhow!("{error}"))
 }
 
+/// How a curve is drawn.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stroke {
+    /// Every step's value, behind its running mean.
+    Faint,
+    /// A running mean.
+    Bold,
+    /// Few values, each with a point.
+    Marked,
+}
+
 struct Curve {
     points: Vec<(f64, f64)>,
     colour: RGBColor,
     label: Option<String>,
-    marked: bool,
+    stroke: Stroke,
 }
 
 fn curves(panel: &Panel, run: &RunReport, index: usize) -> Vec<Curve> {
@@ -110,10 +122,24 @@ fn curves(panel: &Panel, run: &RunReport, index: usize) -> Vec<Curve> {
         let drawable = |value: f64| value.is_finite() && (panel.scale == Scale::Linear || value > 0.0);
         steps.iter().copied().zip(values.iter().copied()).filter(|(_, value)| drawable(*value)).collect()
     };
-    let label = Some(run.description.name.clone());
-    let mut curves = vec![Curve { points: extremes(&of(panel.column)), colour, label, marked: false }];
-    curves.extend(panel.points.map(|column| Curve { points: of(column), colour, label: None, marked: true }));
+    let (all, label) = (of(panel.column), Some(run.description.name.clone()));
+    let mut curves = vec![
+        Curve { points: extremes(&all), colour, label: None, stroke: Stroke::Faint },
+        Curve { points: extremes(&running_mean(&all)), colour, label, stroke: Stroke::Bold },
+    ];
+    curves.extend(panel.points.map(|column| Curve { points: of(column), colour, label: None, stroke: Stroke::Marked }));
     curves
+}
+
+/// The exponentially weighted mean whose time constant is one in a hundred points.
+fn running_mean(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    let decay = (-100.0 / points.len().max(100) as f64).exp();
+    let (mut sum, mut weight) = (0.0, 0.0);
+    let mean = |(x, y): &(f64, f64)| {
+        (sum, weight) = (decay * sum + y, decay * weight + 1.0);
+        (*x, sum / weight)
+    };
+    points.iter().map(mean).collect()
 }
 
 /// The least and the greatest point of each stretch, in order: a spike is never lost.
@@ -169,22 +195,22 @@ where
     mesh.x_labels(6).y_labels(6).x_desc("step").axis_desc_style(("sans-serif", 13));
     mesh.x_label_formatter(&|step| crate::train::short(*step)).y_label_formatter(&|value| number(*value));
     mesh.draw()?;
-    let mut labels = 0;
+    let faint = (0.9 / curves.len() as f64).clamp(0.08, 0.35);
     for curve in curves {
-        let width = if curve.marked { 2 } else { 1 };
-        let style = curve.colour.stroke_width(width);
+        let style = match curve.stroke {
+            Stroke::Faint => curve.colour.mix(faint).stroke_width(1),
+            Stroke::Bold | Stroke::Marked => curve.colour.stroke_width(2),
+        };
         let line = chart.draw_series(LineSeries::new(curve.points.iter().copied(), style))?;
         if let Some(label) = &curve.label {
-            labels += 1;
-            let mark = move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style.stroke_width(2));
-            line.label(label).legend(mark);
+            line.label(label).legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
         }
-        if curve.marked {
+        if curve.stroke == Stroke::Marked {
             chart.draw_series(curve.points.iter().map(|point| Circle::new(*point, 3, curve.colour.filled())))?;
         }
     }
     // The first panel tells which colour is which run.
-    if panel.column == "loss" && labels > 0 {
+    if panel.column == "loss" {
         let mut legend = chart.configure_series_labels();
         legend.label_font(("sans-serif", 12)).background_style(WHITE.mix(0.85)).border_style(BLACK.mix(0.2));
         legend.position(SeriesLabelPosition::UpperRight).draw()?;

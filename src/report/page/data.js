@@ -17,6 +17,14 @@ class Column {
   }
 }
 
+function bytesOf(base64) {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(base64);
+  const text = atob(base64);
+  const bytes = new Uint8Array(text.length);
+  for (let index = 0; index < text.length; index++) bytes[index] = text.charCodeAt(index);
+  return bytes;
+}
+
 /** One run: what is known about it, and its rows by column name. */
 class Run {
   constructor(info) {
@@ -28,9 +36,7 @@ class Run {
 
   /** Takes a block {rows, columns: [{name, type}], base64}: the columns one after another, little-endian. */
   load(block) {
-    const text = atob(block.base64);
-    const bytes = new Uint8Array(text.length);
-    for (let index = 0; index < text.length; index++) bytes[index] = text.charCodeAt(index);
+    const bytes = bytesOf(block.base64);
     this.columns.clear();
     this.smoothed.clear();
     this.rows = block.rows;
@@ -38,7 +44,7 @@ class Run {
     for (const { name, type } of block.columns) {
       const size = block.rows * (type === "f64" ? 8 : 4);
       const part = bytes.buffer.slice(offset, offset + size);
-      const values = type === "f64" ? new Float64Array(part) : Float64Array.from(new Float32Array(part));
+      const values = type === "f64" ? new Float64Array(part) : new Float32Array(part);
       this.columns.set(name, new Column(values));
       offset += size;
     }
