@@ -1,11 +1,16 @@
 //! The command line: arguments, dispatch, the error chain, exit codes. clap is known here alone.
 
 use crate::commands::{self, Ending, bench, chat, doctor, eval, export, finetune, generate, lab, plan, pretrain};
+use crate::commands::{report, runs, watch};
 use crate::config::{Architecture, ConfigError, ModelConfig, Recompute};
 use crate::ops::product::Precision;
 use crate::train::StepLines;
-use clap::{Args, Parser, Subcommand};
-use std::path::PathBuf;
+use anyhow::Context;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use report::Format;
+use std::io::Write;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Pre-train small GPTs and fine-tune LLMs from a terminal, with VRAdam.
@@ -64,6 +69,40 @@ enum Command {
     /// Measure this machine: a training step, or the optimizer alone.
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// Write runs down as one page of charts (the default), as pictures, or as tables.
+    #[command(after_help = "Examples:\n  \
+        vrtrain report runs/a                       # runs/a/report.html, opens in any browser, needs no network\n  \
+        vrtrain report runs/a runs/b --out ab.html\n  \
+        vrtrain report runs --svg --png --out figures/all\n  \
+        vrtrain report runs/a runs/b --markdown     # to stdout, for a pull request\n  \
+        vrtrain report runs/a --csv > a.csv")]
+    Report(ReportArgs),
+    /// Serve the page of charts live, on 127.0.0.1.
+    #[command(after_help = "Examples:\n  vrtrain watch runs/a\n  vrtrain watch runs --port 8000")]
+    Watch(WatchArgs),
+    /// List the runs below a folder: state, step, loss, speed, last seen.
+    #[command(after_help = "Examples:\n  vrtrain runs\n  vrtrain runs studies --json")]
+    Runs {
+        /// Where to look; left out: runs, or the working directory where there is no such folder.
+        #[arg(value_name = "DIR")]
+        folder: Option<PathBuf>,
+        /// One JSON array.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the completions of a shell.
+    #[command(after_help = "Examples:\n  \
+        vrtrain completions bash > ~/.local/share/bash-completion/completions/vrtrain\n  \
+        vrtrain completions zsh > ~/.zfunc/_vrtrain\n  \
+        vrtrain completions fish > ~/.config/fish/completions/vrtrain.fish")]
+    Completions { shell: clap_complete::Shell },
+    /// Write the man pages, one a command.
+    #[command(after_help = "Example:\n  vrtrain man --out ~/.local/share/man/man1")]
+    Man {
+        /// The folder to write into; it is made if it is not there.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
     /// The laboratory's studies.
     #[command(subcommand)]
     Lab(LabCommand),
@@ -98,10 +137,12 @@ struct StabilityArgs {
 #[derive(Subcommand)]
 enum BenchCommand {
     /// Tokens per second of a training step on random tokens, and where its time goes (default: GPT-2 124M).
+    #[command(after_help = "Example:\n  vrtrain bench train --n-layer 6 --n-embd 384 --n-head 6 --json")]
     Train(BenchTrainArgs),
     /// Tokens per second of reading prompts and of writing, on a model's real weights.
     Generate(BenchGenerateArgs),
     /// VRAdam's step beside AdamW's and beside the time that memory needs, on 124M parameters (2.7 GB).
+    #[command(after_help = "Example:\n  vrtrain bench optimizer --pairs 21 --json")]
     Optimizer {
         /// Alternated pairs of steps.
         #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..))]
@@ -388,6 +429,59 @@ struct PlanArgs {
     json: bool,
 }
 
+#[derive(Args)]
+struct ReportArgs {
+    /// Run folders, or folders of runs.
+    #[arg(value_name = "RUN", required = true)]
+    runs: Vec<PathBuf>,
+    /// The file to write; with several formats each takes its own extension. Left out: report.EXTENSION in the folder of
+    /// a single run, else in the working directory; tables go to stdout.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// One page of charts that holds all it needs (the default).
+    #[arg(long)]
+    html: bool,
+    /// Six panels as a vector picture.
+    #[arg(long)]
+    svg: bool,
+    /// Six panels as a picture.
+    #[arg(long)]
+    png: bool,
+    /// A table of the runs, and one of the settings in which they differ.
+    #[arg(long)]
+    markdown: bool,
+    /// Every step of every run, all digits.
+    #[arg(long)]
+    csv: bool,
+}
+
+impl ReportArgs {
+    fn formats(&self) -> Vec<Format> {
+        let asked = [
+            (self.html, Format::Html),
+            (self.svg, Format::Svg),
+            (self.png, Format::Png),
+            (self.markdown, Format::Markdown),
+            (self.csv, Format::Csv),
+        ];
+        let formats: Vec<Format> = asked.into_iter().filter(|(asked, _)| *asked).map(|(_, format)| format).collect();
+        if formats.is_empty() { vec![Format::Html] } else { formats }
+    }
+}
+
+#[derive(Args)]
+struct WatchArgs {
+    /// Run folders, or folders of runs; new runs in them appear by themselves.
+    #[arg(value_name = "RUN", required = true)]
+    runs: Vec<PathBuf>,
+    /// The address to listen on. Anything but a loopback address opens the page to others.
+    #[arg(long, value_name = "ADDRESS")]
+    host: Option<IpAddr>,
+    /// The port to listen on, 0 for any; left out: 7077, or any where that one is taken.
+    #[arg(long)]
+    port: Option<u16>,
+}
+
 /// Parses, runs, reports; the process's exit code.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -488,6 +582,13 @@ fn run(command: Command) -> anyhow::Result<Ending> {
             json: args.json,
         }),
         Command::Doctor(args) => doctor::run(args.json),
+        Command::Report(args) => {
+            report::run(&report::Options { formats: args.formats(), runs: args.runs, out: args.out })
+        }
+        Command::Watch(args) => watch::run(&watch::Options { runs: args.runs, host: args.host, port: args.port }),
+        Command::Runs { folder, json } => runs::run(folder, json),
+        Command::Completions { shell } => completions(shell),
+        Command::Man { out } => man_pages(&out),
         Command::Plan(args) => {
             plan::run(&plan::Options { config: config(args.config), tokens_per_s: args.tokens_per_s, json: args.json })
         }
@@ -565,6 +666,23 @@ fn training(args: PretrainArgs, stage: pretrain::Stage) -> pretrain::Options {
     }
 }
 
+fn completions(shell: clap_complete::Shell) -> anyhow::Result<Ending> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "vrtrain", &mut script);
+    std::io::stdout().write_all(&script).context("cannot write to stdout")?;
+    Ok(Ending::Done)
+}
+
+fn man_pages(folder: &Path) -> anyhow::Result<Ending> {
+    let write = || {
+        std::fs::create_dir_all(folder)?;
+        clap_mangen::generate_to(Cli::command(), folder)
+    };
+    write().with_context(|| format!("cannot write the man pages into {}", folder.display()))?;
+    eprintln!("wrote the man pages into {}", folder.display());
+    Ok(Ending::Done)
+}
+
 fn config(args: ConfigArgs) -> commands::ConfigChoice {
     commands::ConfigChoice { file: args.config, embedded: commands::Embedded::Pretrain, assignments: args.assignments }
 }
@@ -572,10 +690,20 @@ fn config(args: ConfigArgs) -> commands::ConfigChoice {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_shows_an_example() {
+        fn check(command: &clap::Command) {
+            command.get_subcommands().for_each(check);
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let name = command.get_name();
+            assert!(command.has_subcommands() || help.contains("vrtrain "), "{name} has no example");
+        }
+        Cli::command().get_subcommands().for_each(check);
     }
 }
