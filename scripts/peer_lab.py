@@ -124,7 +124,7 @@ def ours(binary, task, steps, files, folder, vocabulary_text):
     sets = [f"train.steps={steps}", "train.eval_every=0", "optimizer.name=adamw", "optimizer.lr=1e-3"]
     if task in ("resnet32", "cnn"):
         train, test = files
-        text = (ROOT / "configs" / "lab" / f"cifar10-{task}.toml").read_text().replace("epochs = 10", f"steps = {steps}")
+        text = (ROOT / "configs" / "lab" / f"cifar10-{task}.toml").read_text()
         lines = [line for line in text.splitlines() if not line.startswith(("files =", "validation =", "source ="))]
         config = "\n".join(lines).replace("[data]", f'[data]\nsource = "{train}"\nvalidation = {{ source = "{test}" }}')
         command = ["lab", "train"]

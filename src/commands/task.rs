@@ -8,6 +8,7 @@ use crate::lab::grid_problem::GridProblem;
 use crate::lab::gridworld::Shape;
 use crate::lab::image_problem::ImageProblem;
 use crate::lab::problem::Problem;
+use crate::lab::statistics::short as digits;
 use crate::lab::tracking::{self, Settings, Tracker};
 use crate::lab::trainer::{self, TaskRun};
 use crate::optim::{OptimizerConfig, Schedule};
@@ -115,10 +116,10 @@ pub fn run(options: &Options) -> Result<Ending> {
 
 /// A record as a line.
 fn line(record: &Record, steps: u64) -> String {
-    let mut line = format!("step {}/{steps} | loss {:.4}", record.step, record.loss);
+    let mut line = format!("step {}/{steps} | loss {}", record.step, digits(record.loss));
     for (name, value) in [("val", record.val_loss), ("accuracy", record.val_accuracy), ("L1", record.val_distance)] {
         if let Some(value) = value {
-            line += &format!(" {name} {value:.4}");
+            line += &format!(" {name} {}", digits(value));
         }
     }
     line + &format!(

@@ -1,7 +1,7 @@
 //! What a set of runs says: means over seeds, paired differences from a baseline, and whether the pairs are pairs.
 
 use super::plot::{Chart, Forest, Scale, Series, Stroke};
-use super::statistics::{Estimate, Verdict, median};
+use super::statistics::{Estimate, Verdict, median, short};
 use crate::train::Record;
 use serde_json::{Value, json};
 
@@ -220,8 +220,8 @@ impl Comparison {
 
 fn show(estimate: &Estimate) -> String {
     match estimate.half_width {
-        Some(half) => format!("{:.4} ± {half:.4}", estimate.mean),
-        None => format!("{:.4}", estimate.mean),
+        Some(half) => format!("{} ± {}", short(estimate.mean), short(half)),
+        None => short(estimate.mean),
     }
 }
 

@@ -7,6 +7,7 @@ use crate::commands::{Ending, print_json};
 use crate::config::ConfigError;
 use crate::lab::image_problem::hex;
 use crate::lab::space::{Dimension, Scale};
+use crate::lab::statistics::short;
 use crate::lab::study::{EarlyStop, FORMAT, Header, Status, Study, Trial};
 use crate::train::checkpoint::replace_file;
 use crate::train::{Interrupt, Record};
@@ -224,9 +225,9 @@ fn line(header: &Header, trial: &Trial) -> String {
     let values: Vec<String> = pairs.map(|(d, value)| format!("{} {value:.4e}", d.key)).collect();
     let objective = match (trial.objective, trial.status) {
         (Some(loss), Status::Stopped) => {
-            format!("{loss:.4} when stopped at step {}", trial.course.last().map_or(0, |c| c.0))
+            format!("{} when stopped at step {}", short(loss), trial.course.last().map_or(0, |c| c.0))
         }
-        (Some(loss), _) => format!("{loss:.4}"),
+        (Some(loss), _) => short(loss),
         (None, _) => trial.error.clone().unwrap_or_else(|| "failed".into()),
     };
     format!("trial {} | {} | {objective}", trial.trial, values.join(", "))
