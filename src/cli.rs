@@ -1,28 +1,19 @@
 //! The command line: arguments, dispatch, the error chain, exit codes. clap is known here alone.
 
-<<<<<<< HEAD
 mod laboratory;
 
-use crate::commands::{self, Ending, bench, doctor, eval, export, generate, plan, pretrain};
-use crate::config::{ConfigError, Recompute};
-use crate::ops::product::Precision;
-use crate::train::StepLines;
-use clap::{Args, Parser, Subcommand};
-use laboratory::{CompareArgs, LabCommand, SharpnessArgs, TuneCommand};
-use std::path::PathBuf;
-=======
-use crate::commands::{self, Ending, bench, chat, doctor, eval, export, finetune, generate, lab, plan, pretrain};
+use crate::commands::{self, Ending, bench, chat, doctor, eval, export, finetune, generate, plan, pretrain};
 use crate::commands::{report, runs, watch};
 use crate::config::{Architecture, ConfigError, ModelConfig, Recompute};
 use crate::ops::product::Precision;
 use crate::train::StepLines;
 use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use laboratory::{CompareArgs, LabCommand, SharpnessArgs, TuneCommand};
 use report::Format;
 use std::io::Write;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
->>>>>>> main
 use std::process::ExitCode;
 
 /// Pre-train small GPTs and fine-tune LLMs from a terminal, with VRAdam.
@@ -81,22 +72,6 @@ enum Command {
     /// Measure this machine: a training step, or the optimizer alone.
     #[command(subcommand)]
     Bench(BenchCommand),
-<<<<<<< HEAD
-    /// Compare optimizers (or whole configs) from the same weights over the same batches, with intervals.
-    #[command(after_help = "Examples:\n  \
-        vrtrain compare --task gridworld --optimizers vradam,adamw,sgd --seeds 1,2,3 --out grid\n  \
-        vrtrain compare --config configs/gpt2-30m-cpu.toml --optimizers vradam,adamw --tuned tuned/best.toml --out pair\n  \
-        vrtrain compare --config a.toml --config b.toml --out two\n\n\
-        The paper's quality score on OASST2 needs a judge model and is left out. The same command goes on where it was left.")]
-    Compare(CompareArgs),
-    /// Find learning rates and other keys: a range test, a search, the gate's constants.
-    #[command(subcommand)]
-    Tune(TuneCommand),
-    /// The largest eigenvalues of the loss's Hessian at a run's checkpoints, beside the edges of stability.
-    #[command(after_help = "Examples:\n  vrtrain sharpness runs/a\n  vrtrain sharpness runs/a --all --examples 4")]
-    Sharpness(SharpnessArgs),
-    /// The laboratory: studies in closed form, and runs of the paper's small tasks.
-=======
     /// Write runs down as one page of charts (the default), as pictures, or as tables.
     #[command(after_help = "Examples:\n  \
         vrtrain report runs/a                       # runs/a/report.html, opens in any browser, needs no network\n  \
@@ -131,8 +106,20 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
     },
-    /// The laboratory's studies.
->>>>>>> main
+    /// Compare optimizers (or whole configs) from the same weights over the same batches, with intervals.
+    #[command(after_help = "Examples:\n  \
+        vrtrain compare --task gridworld --optimizers vradam,adamw,sgd --seeds 1,2,3 --out grid\n  \
+        vrtrain compare --config configs/gpt2-30m-cpu.toml --optimizers vradam,adamw --tuned tuned/best.toml --out pair\n  \
+        vrtrain compare --config a.toml --config b.toml --out two\n\n\
+        The paper's quality score on OASST2 needs a judge model and is left out. The same command goes on where it was left.")]
+    Compare(CompareArgs),
+    /// Find learning rates and other keys: a range test, a search, the gate's constants.
+    #[command(subcommand)]
+    Tune(TuneCommand),
+    /// The largest eigenvalues of the loss's Hessian at a run's checkpoints, beside the edges of stability.
+    #[command(after_help = "Examples:\n  vrtrain sharpness runs/a\n  vrtrain sharpness runs/a --all --examples 4")]
+    Sharpness(SharpnessArgs),
+    /// The laboratory: studies in closed form, and runs of the paper's small tasks.
     #[command(subcommand)]
     Lab(LabCommand),
 }

@@ -68,20 +68,14 @@ fn modules_depend_in_one_direction() {
 
 #[test]
 fn some_crates_are_known_in_one_place() {
-<<<<<<< HEAD
-    for (krate, place) in
-        [("clap", "src/cli"), ("indicatif", "src/train/progress.rs"), ("parquet", "src/data/"), ("reqwest", "src/hub/")]
-    {
-=======
     for (krate, place) in [
-        ("clap", "src/cli.rs"),
+        ("clap", "src/cli"),
         ("indicatif", "src/train/progress.rs"),
         ("parquet", "src/data/"),
         ("axum", "src/report/server.rs"),
         ("tokio", "src/report/server.rs"),
         ("reqwest", "src/hub/"),
     ] {
->>>>>>> main
         for (name, text) in sources().into_iter().filter(|(name, _)| name.starts_with("src/")) {
             let uses = text.contains(&format!("use {krate}::")) || text.contains(&format!(" {krate}::"));
             assert!(!uses || name.starts_with(place), "{name} uses {krate}");

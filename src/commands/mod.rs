@@ -2,11 +2,8 @@
 
 mod adapted;
 pub mod bench;
-<<<<<<< HEAD
-pub mod compare;
-=======
 pub mod chat;
->>>>>>> main
+pub mod compare;
 mod device;
 pub mod doctor;
 pub mod eval;
@@ -27,14 +24,11 @@ mod shape;
 pub mod sharpness;
 mod study_base;
 mod target;
-<<<<<<< HEAD
 pub mod task;
 pub mod tokenizer;
 pub mod tune;
-mod workers;
-=======
 pub mod watch;
->>>>>>> main
+mod workers;
 
 use crate::config::{ConfigError, RunConfig};
 use std::path::{Path, PathBuf};

@@ -5,15 +5,11 @@ use super::exact_match::Exam;
 use super::run_data::{self, RunData};
 use super::setup::{self, FoundTokenizer, Initial, LazyHub, ModelPlan};
 use super::{device, quickstart, shape};
-<<<<<<< HEAD
 use crate::config::{
-    DType, DataSource, Duration, OptimizerSettings, RunConfig, ScheduleConfig, ScheduleName, Settings, Source,
+    DType, DataSource, Duration, ExampleColumns, OptimizerSettings, RunConfig, ScheduleConfig, ScheduleName, Settings,
+    Source,
 };
-use crate::data::{TextTokenizer, TokenStream};
-=======
-use crate::config::{DType, DataSource, Duration, ExampleColumns, RunConfig, ScheduleName, Source};
 use crate::data::{ChatTemplate, TextTokenizer};
->>>>>>> main
 use crate::model::ModelShape;
 use crate::ops::product::Precision;
 use crate::optim::{OptimizerConfig, Schedule, Value};
@@ -285,37 +281,8 @@ fn steps(config: &RunConfig, data: &RunData, tokenizer: Option<&TextTokenizer>, 
     }
 }
 
-<<<<<<< HEAD
-/// Counts the rows of an epoch by tokenising all of it; only done where the data are at hand.
-fn rows_of_an_epoch(
-    config: &RunConfig,
-    data: &RunData,
-    tokenizer: Option<&TextTokenizer>,
-    model: &ModelShape,
-) -> Result<u64> {
-    if let DataSource::Files(sources) = &config.data.source
-        && sources.iter().any(|source| matches!(source, Source::Hub(_)))
-    {
-        let message =
-            "`train.epochs` would need the whole data set counted first: give `train.steps` or `train.tokens`";
-        return Err(config.settings.0.error("train.epochs", message).into());
-    }
-    let settings = setup::stream_settings(config, model.vocab_size());
-    let mut stream = TokenStream::open(Arc::clone(&data.training), tokenizer, &settings, None)?;
-    let mut rows = 0;
-    while stream.epoch()? == 0 {
-        stream.next_batch(1)?;
-        rows += 1;
-    }
-    Ok(rows)
-}
-
 /// The schedule over `horizon` steps.
 pub fn schedule_of(given: &ScheduleConfig, settings: &Settings, horizon: u64) -> Result<Schedule> {
-=======
-fn schedule(config: &RunConfig, horizon: u64) -> Result<Schedule> {
-    let given = &config.schedule;
->>>>>>> main
     let (name, decay_ratio) = match given.name {
         ScheduleName::Cosine => ("cosine", None),
         ScheduleName::Linear => ("linear", None),

@@ -132,11 +132,7 @@ pub fn is_section(path: &str) -> bool {
 /// The existing key or section nearest to `key`: the same last word elsewhere, else the least changed spelling.
 pub fn nearest(key: &str) -> Option<String> {
     let last = |path: &str| path.rsplit('.').next().unwrap_or(path).to_owned();
-<<<<<<< HEAD
-    let sections = ["model", "task", "tokenizer", "data", "data.validation", "optimizer", "schedule", "train"];
-=======
-    let sections = ["model", "tokenizer", "data", "data.validation", "optimizer", "schedule", "train", "lora"];
->>>>>>> main
+    let sections = ["model", "task", "tokenizer", "data", "data.validation", "optimizer", "schedule", "train", "lora"];
     let known = KEYS.iter().map(|(name, _)| *name).chain(sections);
     let same_word: Vec<_> = known.clone().filter(|name| last(name) == last(key)).collect();
     if let [only] = same_word[..] {

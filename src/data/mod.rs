@@ -4,11 +4,8 @@
 //! and cuts rows of T+1 tokens, and a [`Position`] names the next row for a checkpoint.
 
 mod bytes;
-<<<<<<< HEAD
-mod cifar;
-=======
 mod chat_template;
->>>>>>> main
+mod cifar;
 mod data_set;
 mod document;
 mod documents;
@@ -31,11 +28,8 @@ mod validation;
 mod tests;
 
 pub use bytes::{ByteSource, LocalFile, MemoryFile};
-<<<<<<< HEAD
-pub use cifar::Images;
-=======
 pub use chat_template::{ChatTemplate, Message, ReplyOpening};
->>>>>>> main
+pub use cifar::Images;
 pub use data_set::{DataSet, Summary};
 pub use document::{Document, Opening};
 pub use documents::documents_as_ids;

@@ -3,13 +3,8 @@
 use super::gpt2::{self, Gpt2Config, Gpt2Cpu};
 use super::init::Initializer;
 use super::llama::{self, LlamaConfig, LlamaCpu};
-<<<<<<< HEAD
-use super::weights::NamePrefix;
-use super::{Batch, Extent, Head, TextMarks};
-=======
 use super::weights::{self, NamePrefix, StoredModel};
-use super::{Extent, Head, TextMarks};
->>>>>>> main
+use super::{Batch, Extent, Head, TextMarks};
 use crate::config::{Architecture, Recompute};
 use crate::ops::product::Precision;
 use crate::params::{Layout, ParameterSpec};

@@ -28,7 +28,9 @@ pub struct Record {
     /// Validation loss after this step, where one was taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_loss: Option<f64>,
-<<<<<<< HEAD
+    /// Share of held-out problems answered right after this step, where they were asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exact_match: Option<f64>,
     /// First 16 digits of the SHA-256 of this step's batch: runs with equal ones saw the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch: Option<String>,
@@ -37,11 +39,6 @@ pub struct Record {
     pub val_accuracy: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_distance: Option<f64>,
-=======
-    /// Share of held-out problems answered right after this step, where they were asked.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub exact_match: Option<f64>,
->>>>>>> main
 }
 
 /// Reads all records of a run.

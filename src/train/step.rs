@@ -73,11 +73,8 @@ impl Run<'_> {
         let (mut batches, mut hasher) = (Vec::new(), Sha256::new());
         for micro_batch in 0..self.micro_batches {
             let batch = self.stream.next_batch(self.micro_batch).context("cannot read the training data")?;
-<<<<<<< HEAD
             hash_batch(&mut hasher, &batch);
-=======
             self.engine.draw(Draw { seed: self.seed, step, micro_batch: micro_batch as u64 });
->>>>>>> main
             let part = self.engine.gradients(&mut self.store, view(&batch), ModelLabels::Data)?;
             if !part.sum.is_finite() {
                 let place = self.stream.describe_position();
@@ -127,15 +124,9 @@ impl Run<'_> {
             gate: report.gate,
             velocity_sq: report.velocity_sq,
             step_ms: 1e3 * seconds,
-<<<<<<< HEAD
-            tokens_per_s: loss.count as f64 / seconds,
+            tokens_per_s: tokens as f64 / seconds,
             batch: Some(hasher.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()),
             ..Record::default()
-=======
-            tokens_per_s: tokens as f64 / seconds,
-            val_loss: None,
-            exact_match: None,
->>>>>>> main
         })
     }
 }
