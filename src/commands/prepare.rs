@@ -195,12 +195,7 @@ fn precision(config: &mut RunConfig, device: &Device, reasons: &mut Vec<String>)
 }
 
 /// Whether tokenizer, rows and model fit one another.
-fn check_fit(
-    config: &RunConfig,
-    model: &ModelShape,
-    vocabulary: Option<usize>,
-    device: &Device,
-) -> Result<()> {
+fn check_fit(config: &RunConfig, model: &ModelShape, vocabulary: Option<usize>, device: &Device) -> Result<()> {
     let settings = &config.settings.0;
     if let Some(vocabulary) = vocabulary
         && vocabulary > model.vocab_size()

@@ -132,14 +132,15 @@ mod tests {
     #[test]
     fn masks_are_those_of_the_draw_alone_and_an_evaluation_drops_nothing() -> Result<()> {
         for (shape, mut store, ids) in cases()? {
-            let run = |store: &mut ParameterStore, threads: usize, recompute: Recompute, probability: f64, draw: Draw| {
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
-                pool.install(|| {
-                    let mut engine = engine(&shape, store, recompute, probability);
-                    engine.draw(draw);
-                    gradients(&mut engine, store, &ids)
-                })
-            };
+            let run =
+                |store: &mut ParameterStore, threads: usize, recompute: Recompute, probability: f64, draw: Draw| {
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
+                    pool.install(|| {
+                        let mut engine = engine(&shape, store, recompute, probability);
+                        engine.draw(draw);
+                        gradients(&mut engine, store, &ids)
+                    })
+                };
             let first = run(&mut store, 1, Recompute::None, 0.2, DRAW)?;
             assert!(first == run(&mut store, 3, Recompute::Block, 0.2, DRAW)?);
             let next = Draw { micro_batch: 2, ..DRAW };

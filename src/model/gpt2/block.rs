@@ -82,7 +82,15 @@ impl Model {
             let (shape, inputs) = (self.attention(rows.extent), attention::Inputs::Fused(saved.qkv.values()));
             saved.mixed.fill(raw, |mixed| {
                 let log_sum_exp = &mut saved.log_sum_exp;
-                attention::forward(shape, shape.scale(), inputs, self.pattern(rows, layer), mixed, log_sum_exp, scratch);
+                attention::forward(
+                    shape,
+                    shape.scale(),
+                    inputs,
+                    self.pattern(rows, layer),
+                    mixed,
+                    log_sum_exp,
+                    scratch,
+                );
             });
         });
         let mask = Site::AfterAttention(layer).mask(draw, self.dropout);

@@ -173,7 +173,8 @@ impl Model {
             let shape = self.config.attention(rows.extent);
             let (inputs, y) = (saved.attention_inputs(), saved.mixed.values());
             let gradients = attention::InputGradients::Separate { dq: d_query, dk: d_key, dv: d_value };
-            let saved = attention::Saved { inputs, pattern: self.pattern(rows, layer), y, log_sum_exp: &saved.log_sum_exp };
+            let saved =
+                attention::Saved { inputs, pattern: self.pattern(rows, layer), y, log_sum_exp: &saved.log_sum_exp };
             attention::backward(shape, shape.scale(), saved, d_mixed, gradients, scratch);
             rotary::rotate(&self.rotation, Direction::Backward, rows.positions, d_query);
             rotary::rotate(&self.rotation, Direction::Backward, rows.positions, d_key);

@@ -1,9 +1,9 @@
 //! Where queries, keys and values stand, and bringing them together in scratch.
 
 use crate::ops::attention::{Inputs, Shape};
+use crate::ops::dropout::{self, Mask};
 use crate::ops::product::{Operand, Precision, Size, Threads, multiply_in};
 use crate::ops::simd::{LANES, Level, kernel};
-use crate::ops::dropout::{self, Mask};
 use crate::ops::values::each_kind;
 use crate::ops::{Into, Values};
 

@@ -51,7 +51,12 @@ fn run_fused(shape: Shape, scale: f32) -> (Vec<f32>, Vec<f32>) {
     let (mut scratch, mut gradient) = (vec![0.0; scratch_len(shape)], vec![7.0; fused.len()]);
     let documents = Documents::Whole;
     forward(shape, scale, Inputs::Fused((&fused).into()), documents, &mut y, &mut log_sum_exp, &mut scratch);
-    let saved = Saved { inputs: Inputs::Fused((&fused).into()), pattern: documents.into(), y: (&y).into(), log_sum_exp: &log_sum_exp };
+    let saved = Saved {
+        inputs: Inputs::Fused((&fused).into()),
+        pattern: documents.into(),
+        y: (&y).into(),
+        log_sum_exp: &log_sum_exp,
+    };
     backward(shape, scale, saved, &dy, InputGradients::Fused(&mut gradient), &mut scratch);
     (y, gradient)
 }
@@ -245,7 +250,8 @@ fn dropped_probabilities_give_the_values_and_gradients_of_the_masked_softmax() {
         backward(shape, shape.scale(), saved, &dy, gradients, &mut scratch);
 
         // The definition, one query at a time in f64.
-        let at = |m: &[f32], row: usize, head: usize, heads: usize, d: usize| f64::from(m[(row * heads + head) * 8 + d]);
+        let at =
+            |m: &[f32], row: usize, head: usize, heads: usize, d: usize| f64::from(m[(row * heads + head) * 8 + d]);
         let [mut e_y, mut e_dq] = [(); 2].map(|()| vec![0.0f64; q.len()]);
         let [mut e_dk, mut e_dv] = [(); 2].map(|()| vec![0.0f64; k.len()]);
         let scale = f64::from(shape.scale());
@@ -258,10 +264,13 @@ fn dropped_probabilities_give_the_values_and_gradients_of_the_masked_softmax() {
             dropout::columns(Level::current(), mask, (b * 2 + h) * sequence + i, first, &mut kept);
             dropped += kept.iter().filter(|&&kept| kept == 0.0).count();
             let keys: Vec<usize> = (first..=i).map(|j| b * sequence + j).collect();
-            let dot = |a: &[f32], b: &[f32], key: usize| (0..8).map(|d| at(a, row, h, 2, d) * at(b, key, 0, 1, d)).sum::<f64>();
+            let dot = |a: &[f32], b: &[f32], key: usize| {
+                (0..8).map(|d| at(a, row, h, 2, d) * at(b, key, 0, 1, d)).sum::<f64>()
+            };
             let e: Vec<f64> = keys.iter().map(|&key| (scale * dot(&q, &k, key)).exp()).collect();
             let p: Vec<f64> = e.iter().map(|x| x / e.iter().sum::<f64>()).collect();
-            let dp: Vec<f64> = keys.iter().zip(&kept).map(|(&key, &kept)| f64::from(kept) * dot(&dy, &v, key)).collect();
+            let dp: Vec<f64> =
+                keys.iter().zip(&kept).map(|(&key, &kept)| f64::from(kept) * dot(&dy, &v, key)).collect();
             let delta: f64 = p.iter().zip(&dp).map(|(p, dp)| p * dp).sum();
             for (place, &key) in keys.iter().enumerate() {
                 let (weight, ds) = (f64::from(kept[place]) * p[place], scale * p[place] * (dp[place] - delta));
