@@ -1,7 +1,7 @@
 //! The command line: arguments, dispatch, the error chain, exit codes. clap is known here alone.
 
 use crate::commands::{self, Ending, bench, doctor, eval, export, generate, lab, plan, pretrain};
-use crate::config::{ConfigError, Recompute};
+use crate::config::{Architecture, ConfigError, ModelConfig, Recompute};
 use crate::ops::product::Precision;
 use crate::train::StepLines;
 use clap::{Args, Parser, Subcommand};
@@ -96,12 +96,26 @@ enum BenchCommand {
 
 #[derive(Args)]
 struct BenchTrainArgs {
-    #[arg(long, default_value_t = 12)]
+    /// A model's folder or config.json, whose shape is taken.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["arch", "n_layer", "n_head", "n_embd", "n_kv_head", "n_inner", "vocab_size"])]
+    init: Option<PathBuf>,
+    /// gpt2 or llama.
+    #[arg(long, default_value = "gpt2", value_parser = ["gpt2", "llama"])]
+    arch: String,
+    #[arg(long, default_value_t = 12, value_parser = at_least_one)]
     n_layer: usize,
-    #[arg(long, default_value_t = 12)]
+    #[arg(long, default_value_t = 12, value_parser = at_least_one)]
     n_head: usize,
-    #[arg(long, default_value_t = 768)]
+    #[arg(long, default_value_t = 768, value_parser = at_least_one)]
     n_embd: usize,
+    /// Heads of keys and values [default: n-head; llama alone].
+    #[arg(long, value_parser = at_least_one)]
+    n_kv_head: Option<usize>,
+    /// Width of the MLP [default: 4 n-embd; llama: 8/3 of it].
+    #[arg(long, value_parser = at_least_one)]
+    n_inner: Option<usize>,
+    #[arg(long, default_value_t = 50257, value_parser = at_least_one)]
+    vocab_size: usize,
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
     micro_batch: u32,
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
@@ -194,6 +208,10 @@ struct ExportArgs {
     /// The folder to write; it must not exist or be empty.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Of a run with adapters: the whole model with the adapters merged into its (dequantized) base, instead of the
+    /// adapters alone in PEFT's format.
+    #[arg(long)]
+    merge: bool,
 }
 
 #[derive(Args)]
@@ -290,7 +308,10 @@ fn run(command: Command) -> anyhow::Result<Ending> {
             stop: args.stop,
             json: args.json,
         }),
-        Command::Export(args) => export::run(&args.target, &args.out),
+        Command::Export(args) => {
+            let form = if args.merge { export::Form::Merged } else { export::Form::AsTrained };
+            export::run(&args.target, &args.out, form)
+        }
         Command::Eval(args) => eval::run(&eval::Options {
             target: args.target,
             data: args.data,
@@ -301,9 +322,19 @@ fn run(command: Command) -> anyhow::Result<Ending> {
             json: args.json,
         }),
         Command::Bench(BenchCommand::Train(args)) => bench::train(&bench::TrainOptions {
-            n_layer: args.n_layer,
-            n_head: args.n_head,
-            n_embd: args.n_embd,
+            shape: match args.init {
+                Some(path) => bench::TrainShape::Of(path),
+                None => bench::TrainShape::Given(Box::new(ModelConfig {
+                    arch: Some(if args.arch == "llama" { Architecture::Llama } else { Architecture::Gpt2 }),
+                    n_layer: Some(args.n_layer),
+                    n_head: Some(args.n_head),
+                    n_embd: Some(args.n_embd),
+                    n_kv_head: args.n_kv_head,
+                    n_inner: args.n_inner,
+                    vocab_size: Some(args.vocab_size),
+                    ..ModelConfig::default()
+                })),
+            },
             micro_batch: args.micro_batch as usize,
             sequence_length: args.sequence_length as usize,
             steps: args.steps as usize,
@@ -324,6 +355,15 @@ fn run(command: Command) -> anyhow::Result<Ending> {
         Command::Plan(args) => {
             plan::run(&plan::Options { config: config(args.config), tokens_per_s: args.tokens_per_s, json: args.json })
         }
+    }
+}
+
+/// A size on the command line.
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("it must be at least 1".into()),
+        Ok(number) => Ok(number),
+        Err(_) => Err("it must be a whole number".into()),
     }
 }
 

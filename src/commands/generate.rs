@@ -8,7 +8,6 @@ use crate::generate::{
     End, Flow, Limits, Sampler, SamplingOptions, Scanned, SpecialTokens, StopScanner, TextStream, complete,
 };
 use crate::model::Decoder;
-use crate::params::slice;
 use anyhow::{Context, Result};
 use serde_json::json;
 use std::io::Write;
@@ -48,7 +47,7 @@ pub fn run(options: &Options) -> Result<Ending> {
     end_of_text.extend(tokenizer.iter().flat_map(|tokenizer| [tokenizer.end_of_text(), tokenizer.begin_of_text()]));
     let limits = Limits { max_new_tokens: options.max_new_tokens, end_of_text: &end_of_text };
     let prompts = [prompt];
-    let completions = slice(store.weights(), |weights| {
+    let completions = store.read(|weights| {
         complete(&mut model, weights, &prompts, limits, &mut sampler, &mut |_, token| output.push(token))
     })??;
     let completion = completions.first().context("no completion was made")?;

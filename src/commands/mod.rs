@@ -1,5 +1,6 @@
 //! The subcommands, one file each: the only place where data, model, optimizer and loop meet.
 
+mod adapted;
 pub mod bench;
 mod device;
 pub mod doctor;

@@ -1,5 +1,6 @@
 //! A run before its first byte is written: everything resolved, opened and checked.
 
+use super::adapted::{self, Adapted};
 use super::setup::{self, FoundTokenizer, Initial, LazyHub, ModelPlan, RunData};
 use super::{device, quickstart, shape};
 use crate::config::{DType, DataSource, Duration, RunConfig, ScheduleName, Source};
@@ -7,6 +8,7 @@ use crate::data::{TextTokenizer, TokenStream};
 use crate::model::ModelShape;
 use crate::ops::product::Precision;
 use crate::optim::{OptimizerConfig, Schedule, Value};
+use crate::params::Layout;
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use std::path::{Path, PathBuf};
@@ -17,6 +19,8 @@ pub struct Prepared {
     pub config: RunConfig,
     pub model: ModelShape,
     pub initial: Initial,
+    /// Where adapters are trained: what they are, and their base.
+    pub adapted: Option<Adapted>,
     pub tokenizer: Option<TextTokenizer>,
     pub tokenizer_files: TokenizerFiles,
     pub data: RunData,
@@ -37,6 +41,33 @@ pub enum TokenizerFiles {
     Copy(Vec<PathBuf>),
     /// The quickstart's own.
     Trained,
+}
+
+impl Prepared {
+    /// The trainable layout: the model's own, or that of its adapters.
+    pub fn layout(&self) -> Result<Layout> {
+        match &self.adapted {
+            Some(adapted) => adapted.layout(&self.model),
+            None => Ok(Layout::new(self.model.parameter_specs())),
+        }
+    }
+
+    /// Fills `numbers` (a flat storage of `layout`) with what a fresh run begins with.
+    pub fn initialize(&self, layout: &Layout, numbers: &mut [f32]) -> Result<()> {
+        match &self.adapted {
+            Some(adapted) => adapted.initialize(layout, self.config.seed, numbers),
+            None => self.initial.load(&self.model, layout, self.config.seed, numbers),
+        }
+    }
+
+    /// FLOPs of one token's forward and backward pass. A frozen matrix costs two products instead of three.
+    pub fn flops_per_token(&self, layout: &Layout) -> f64 {
+        let time = self.config.train.sequence_length;
+        match &self.adapted {
+            None => self.model.flops_per_token(time),
+            Some(_) => self.model.flops_per_token_frozen(time) + 6.0 * layout.count() as f64,
+        }
+    }
 }
 
 /// Resolves and opens everything that the config names. `stored` is a resumed run's own folder of model and tokenizer,
@@ -64,14 +95,25 @@ pub fn prepare(mut config: RunConfig, stored: Option<&Path>) -> Result<Prepared>
         }
     };
     let vocabulary = found.as_ref().map(TextTokenizer::vocabulary_size);
+    let plan = || setup::model_plan(&config.model, &hub, vocabulary, config.train.sequence_length);
     let ModelPlan { config: model, initial } = match stored {
         Some(folder) => {
-            let config = setup::read_model_config(&folder.join("config.json"))?;
-            ModelPlan { config, initial: Initial::Checkpoint }
+            let shape = setup::read_model_config(&folder.join("config.json"))?;
+            // Adapters need their base again; whether it is still the same, the checkpoint's sha256 tells.
+            let initial = if config.lora.is_some() { plan()?.initial } else { Initial::Checkpoint };
+            ModelPlan { config: shape, initial }
         }
-        None => setup::model_plan(&config.model, &hub, vocabulary, config.train.sequence_length)?,
+        None => plan()?,
     };
-    check_fit(&config, &model, vocabulary)?;
+    check_fit(&config, &model, vocabulary, &device)?;
+    if config.lora.is_some() && !device.is_cpu() {
+        let message = "`[lora]`: adapters are trained on the CPU alone in this version: set `train.device` = \"cpu\"";
+        return Err(config.settings.0.error("train.device", message).into());
+    }
+    let (initial, adapted) = match config.lora {
+        None => (initial, None),
+        Some(_) => (Initial::Checkpoint, adapted::resolve(&config, &model, initial, &hub, stored)?),
+    };
     shape::complete(&mut config.model, &model);
     if data.is_none() {
         data = Some(setup::run_data(&config, &hub)?);
@@ -84,6 +126,7 @@ pub fn prepare(mut config: RunConfig, stored: Option<&Path>) -> Result<Prepared>
         config,
         model,
         initial,
+        adapted,
         tokenizer: found,
         tokenizer_files,
         data,
@@ -152,7 +195,7 @@ fn precision(config: &mut RunConfig, device: &Device, reasons: &mut Vec<String>)
 }
 
 /// Whether tokenizer, rows and model fit one another.
-fn check_fit(config: &RunConfig, model: &ModelShape, vocabulary: Option<usize>) -> Result<()> {
+fn check_fit(config: &RunConfig, model: &ModelShape, vocabulary: Option<usize>, device: &Device) -> Result<()> {
     let settings = &config.settings.0;
     if let Some(vocabulary) = vocabulary
         && vocabulary > model.vocab_size()
@@ -175,8 +218,9 @@ fn check_fit(config: &RunConfig, model: &ModelShape, vocabulary: Option<usize>) 
     if model.vocab_size() > u32::MAX as usize - 1 {
         return Err(settings.error("model.vocab_size", "`model.vocab_size` is too large").into());
     }
-    if config.model.dropout > 0.0 {
-        return Err(settings.error("model.dropout", "dropout is not available in this version; leave it at 0").into());
+    if config.model.dropout > 0.0 && !device.is_cpu() {
+        let message = "`model.dropout` works on the CPU alone; leave it at 0, or set train.device = \"cpu\"";
+        return Err(settings.error("model.dropout", message).into());
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use crate::data::{DataSet, FileKind, MemoryFile, SourceFile, TextTokenizer};
 use crate::eval::gsm8k_answer::strict_match;
 use crate::generate::{Flow, Limits, Sampler, SamplingOptions, complete};
 use crate::model::Decoder;
-use crate::params::Layout;
+use crate::params::{Layout, Weights};
 use crate::quickstart::corpus::{self, Problem};
 use crate::quickstart::tokenizer;
 use crate::train::Verbosity;
@@ -83,7 +83,7 @@ pub fn examine(
     held_out: &HeldOut,
     prepared: &Prepared,
     layout: &Arc<Layout>,
-    weights: &[f32],
+    weights: Weights,
     verbosity: Verbosity,
 ) -> Result<Report> {
     let tokenizer = prepared.tokenizer.as_ref().context("the quickstart has a tokenizer")?;

@@ -126,18 +126,34 @@ pub enum Initial {
 }
 
 impl Initial {
+    /// The weight files.
+    pub fn files(&self) -> Result<Vec<PathBuf>> {
+        match self {
+            Self::Scratch => Ok(Vec::new()),
+            Self::Folder(folder) => weights::files_of_folder(folder),
+            Self::Hub(model) => model.download_weights(LazyHub::default().get()?),
+            Self::Checkpoint => bail!("the weights of a resumed run are in its checkpoint"),
+        }
+    }
+
+    /// How many bytes the weight files have.
+    pub fn weight_bytes(&self) -> Result<u64> {
+        match self {
+            Self::Hub(model) => model.weight_bytes(LazyHub::default().get()?),
+            _ => {
+                let sizes = self.files()?.into_iter().map(|file| Ok(std::fs::metadata(file)?.len()));
+                sizes.sum::<Result<u64>>()
+            }
+        }
+    }
+
     /// Fills `weights` (a flat storage of `layout`).
     pub fn load(&self, shape: &ModelShape, layout: &Layout, seed: u64, numbers: &mut [f32]) -> Result<()> {
-        let files = match self {
-            Self::Scratch => {
-                shape.initialize(layout, seed, numbers);
-                return Ok(());
-            }
-            Self::Folder(folder) => weights::files_of_folder(folder)?,
-            Self::Hub(model) => model.download_weights(LazyHub::default().get()?)?,
-            Self::Checkpoint => bail!("the weights of a resumed run are in its checkpoint"),
-        };
-        shape.load(layout, &files, numbers).context("cannot load `model.init`")
+        if let Self::Scratch = self {
+            shape.initialize(layout, seed, numbers);
+            return Ok(());
+        }
+        shape.load(layout, &self.files()?, numbers).context("cannot load `model.init`")
     }
 }
 

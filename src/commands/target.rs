@@ -1,5 +1,6 @@
 //! What `eval`, `generate` and `export` work on: a run, a checkpoint, a model folder or a hub id.
 
+use super::adapted::{self, Adapted};
 use super::setup;
 use crate::config::{ConfigError, looks_like_hub_id};
 use crate::data::TextTokenizer;
@@ -25,6 +26,8 @@ pub struct Target {
     pub name: String,
     pub config: ModelShape,
     pub weights: Weights,
+    /// The adapters and their base, where the weights are a checkpoint of adapters.
+    pub adapted: Option<Adapted>,
     /// The folder with config.json and tokenizer files.
     folder: PathBuf,
 }
@@ -58,7 +61,7 @@ impl Target {
             let config = setup::read_model_config(&path.join("config.json"))?;
             let files = crate::model::weights::files_of_folder(path)?;
             let folder = path.to_owned();
-            return Ok(Self { name: text.to_owned(), config, weights: Weights::Files(files), folder });
+            return Ok(Self::model(text, config, files, folder));
         }
         if path.exists() || !looks_like_hub_id(text) {
             let message = format!("{text} is no run folder, checkpoint, model folder or hub id (owner/name)");
@@ -67,19 +70,31 @@ impl Target {
         let hub = Hub::from_env()?;
         let model = setup::hub_model(&hub, text)?;
         let files = model.download_weights(&hub)?;
-        Ok(Self { name: text.to_owned(), config: model.config, weights: Weights::Files(files), folder: model.folder })
+        Ok(Self::model(text, model.config, files, model.folder))
+    }
+
+    /// A whole model in the hub's layout.
+    fn model(name: &str, config: ModelShape, files: Vec<PathBuf>, folder: PathBuf) -> Self {
+        Self { name: name.to_owned(), config, weights: Weights::Files(files), adapted: None, folder }
     }
 
     fn of_checkpoint(name: &str, run: &Path, checkpoint: PathBuf) -> Result<Self> {
         let folder = model_folder(run);
         let config = setup::read_model_config(&folder.join("config.json"))?;
-        Ok(Self { name: name.to_owned(), config, weights: Weights::Checkpoint(checkpoint), folder })
+        let record = checkpoint::read_state(&checkpoint)?.base;
+        let adapted = record.map(|record| adapted::of_checkpoint(&folder, &record)).transpose()?;
+        Ok(Self { name: name.to_owned(), config, weights: Weights::Checkpoint(checkpoint), adapted, folder })
     }
 
     /// Reads the weights into a store on the CPU.
     pub fn load(&self) -> Result<ParameterStore> {
-        let layout = Arc::new(Layout::new(self.config.parameter_specs()));
-        let store = ParameterStore::new(Arc::clone(&layout), &Device::Cpu)?;
+        let layout = match &self.adapted {
+            Some(adapted) => adapted.layout(&self.config)?,
+            None => Layout::new(self.config.parameter_specs()),
+        };
+        let layout = Arc::new(layout);
+        let frozen = self.adapted.as_ref().map(|adapted| adapted.load_base(&self.config)).transpose()?;
+        let store = ParameterStore::new(Arc::clone(&layout), &Device::Cpu)?.beside(frozen);
         slice_mut(store.weights(), |numbers| match &self.weights {
             Weights::Checkpoint(folder) => checkpoint::read_weights(folder, &layout, numbers),
             Weights::Files(files) => self.config.load(&layout, files, numbers),

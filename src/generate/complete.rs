@@ -2,6 +2,7 @@
 
 use super::sampling::Sampler;
 use crate::model::Decoder;
+use crate::params::Weights;
 use anyhow::{Result, ensure};
 
 /// Why a completion ended.
@@ -55,14 +56,15 @@ pub struct Limits<'a> {
 ///
 /// # Errors
 /// When a prompt is empty, longer than the context or holds an id outside the vocabulary, or a logit is not finite.
-pub fn complete(
+pub fn complete<'a>(
     model: &mut Decoder,
-    weights: &[f32],
+    weights: impl Into<Weights<'a>>,
     prompts: &[Vec<u32>],
     limits: Limits,
     sampler: &mut Sampler,
     on_token: &mut dyn FnMut(usize, u32) -> Result<Flow>,
 ) -> Result<Vec<Completion>> {
+    let weights = weights.into();
     let vocabulary = model.vocab_size();
     let context = model.n_positions();
     for prompt in prompts {

@@ -5,7 +5,7 @@ use super::llama::LlamaCpu;
 use super::{KeyValueCache, ModelShape};
 use crate::config::Recompute;
 use crate::ops::product::Precision;
-use crate::params::Layout;
+use crate::params::{Layout, Weights};
 use anyhow::Result;
 use std::sync::Arc;
 
@@ -56,18 +56,19 @@ impl Decoder {
     ///
     /// # Errors
     /// When the prompt is empty, longer than the cache, or holds an id outside the vocabulary.
-    pub fn prefill(
+    pub fn prefill<'a>(
         &mut self,
-        weights: &[f32],
+        weights: impl Into<Weights<'a>>,
         cache: &mut KeyValueCache,
         place: usize,
         prompt: &[u32],
         logits: &mut [f32],
     ) -> Result<()> {
         // Inside the pool: an operation called from outside would wake it up each time.
+        let weights = weights.into();
         rayon::scope(|_| match self {
-            Self::Gpt2(model) => model.prefill(weights.into(), cache, place, prompt, logits),
-            Self::Llama(model) => model.prefill(weights.into(), cache, place, prompt, logits),
+            Self::Gpt2(model) => model.prefill(weights, cache, place, prompt, logits),
+            Self::Llama(model) => model.prefill(weights, cache, place, prompt, logits),
         })
     }
 
@@ -75,24 +76,26 @@ impl Decoder {
     ///
     /// # Errors
     /// When a sequence is full, or an id lies outside the vocabulary.
-    pub fn decode(
+    pub fn decode<'a>(
         &mut self,
-        weights: &[f32],
+        weights: impl Into<Weights<'a>>,
         cache: &mut KeyValueCache,
         tokens: &[u32],
         logits: &mut [f32],
     ) -> Result<()> {
+        let weights = weights.into();
         rayon::scope(|_| match self {
-            Self::Gpt2(model) => model.decode(weights.into(), cache, tokens, logits),
-            Self::Llama(model) => model.decode(weights.into(), cache, tokens, logits),
+            Self::Gpt2(model) => model.decode(weights, cache, tokens, logits),
+            Self::Llama(model) => model.decode(weights, cache, tokens, logits),
         })
     }
 
     /// Logits [rows * time, V] of every position of whole sequences.
-    pub fn logits(&mut self, weights: &[f32], inputs: &[u32], rows: usize) -> Result<Vec<f32>> {
+    pub fn logits<'a>(&mut self, weights: impl Into<Weights<'a>>, inputs: &[u32], rows: usize) -> Result<Vec<f32>> {
+        let weights = weights.into();
         rayon::scope(|_| match self {
-            Self::Gpt2(model) => model.logits(weights.into(), inputs, rows),
-            Self::Llama(model) => model.logits(weights.into(), inputs, rows),
+            Self::Gpt2(model) => model.logits(weights, inputs, rows),
+            Self::Llama(model) => model.logits(weights, inputs, rows),
         })
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::ops::product::{Numbers, Precision, Threads, narrow};
 use crate::ops::{Values, ValuesMut};
+use crate::params::filled;
 use half::bf16;
 
 /// A buffer that lives as long as the run.
@@ -21,8 +22,8 @@ impl Stored {
     /// Makes the buffer `len` long. What it holds is for the next pass to overwrite.
     pub fn fit(&mut self, len: usize) {
         match self {
-            Self::F32(numbers) => numbers.resize(len, 0.0),
-            Self::Bf16(numbers) => numbers.resize(len, bf16::ZERO),
+            Self::F32(numbers) => fit_one(numbers, len),
+            Self::Bf16(numbers) => fit_one(numbers, len),
         }
     }
 
@@ -89,5 +90,15 @@ pub fn stored_size(precision: Precision) -> usize {
 
 /// Makes every buffer `len` long. What it holds is for the next pass to overwrite.
 pub fn fit<const N: usize>(buffers: [&mut Vec<f32>; N], len: usize) {
-    buffers.into_iter().for_each(|buffer| buffer.resize(len, 0.0));
+    buffers.into_iter().for_each(|buffer| fit_one(buffer, len));
+}
+
+fn fit_one<N: Copy + Default>(buffer: &mut Vec<N>, len: usize) {
+    if buffer.capacity() < len {
+        // The old one goes first.
+        *buffer = Vec::new();
+        *buffer = filled(N::default(), len);
+    } else {
+        buffer.resize(len, N::default());
+    }
 }

@@ -212,7 +212,7 @@ fn update_body<const N: usize, R: Rule<N>>(
         *weight = new_weight;
         // There are either as many blocks of bf16 as of weights, or none.
         if let Some(rounded) = rounded_blocks.get_mut(index) {
-            *rounded = new_weight.map(bf16::round);
+            rounded.iter_mut().zip(&new_weight).for_each(|(rounded, &weight)| *rounded = bf16::round(weight));
         }
         for k in 0..N {
             state_blocks[k][index] = after[k];

@@ -26,7 +26,7 @@ use crate::model::{Batch, Documents, Engine};
 use crate::optim::{Optimizer, Schedule};
 use crate::params::ParameterStore;
 use anyhow::Result;
-use checkpoint::{Checkpoints, State};
+use checkpoint::{BaseRecord, Checkpoints, State};
 use std::time::Instant;
 
 /// A batch of data as the model takes it.
@@ -65,6 +65,8 @@ pub struct Run<'a> {
     pub checkpoint_every: u64,
     pub sample_every: u64,
     pub keep_last: usize,
+    /// The frozen base, where the store holds adapters.
+    pub base: Option<BaseRecord>,
     pub events: Events,
     pub interrupt: Interrupt,
 }
@@ -189,6 +191,7 @@ impl Run<'_> {
             optimizer: self.optimizer_name.clone(),
             optimizer_scalars: optimizer.scalars.clone(),
             pending: self.pending.clone(),
+            base: self.base.clone(),
         };
         checkpoints.write(self.store.layout(), self.store.weights(), &optimizer, &state, self.keep_last)?;
         Ok(())

@@ -4,4 +4,4 @@ mod optimizer;
 mod train;
 
 pub use optimizer::run as optimizer;
-pub use train::{Options as TrainOptions, run as train};
+pub use train::{Options as TrainOptions, Shape as TrainShape, run as train};

@@ -6,9 +6,12 @@
 use super::Gpt2Config;
 use super::block::{Model, Saved, Shared};
 use crate::config::Recompute;
+use crate::model::adapter::Adapters;
+use crate::model::dropout::Site;
 use crate::model::extent::{Extent, Rows, place};
 use crate::model::stored::{Stored, fit, stored_size};
-use crate::model::{Batch, Documents, Labels, LossSum};
+use crate::model::{Batch, Documents, Labels, LossSum, ModelShape};
+use crate::ops::dropout::{self, Draw};
 use crate::ops::product::Precision;
 use crate::ops::profile::{Part, timed};
 use crate::ops::{Gradient, attention, cross_entropy, embedding, layer_norm};
@@ -19,11 +22,13 @@ use std::sync::Arc;
 
 /// The engine: the model's shape, and its buffers.
 pub struct Gpt2Cpu {
-    pub(super) model: Model,
+    pub(in crate::model) model: Model,
     recompute: Recompute,
     pub(super) buffers: Buffers,
     /// The working memory of a decoding step.
     pub(super) decoding: super::decode::Rows,
+    /// What dropout draws in the next backward passes.
+    pub draw: Option<Draw>,
 }
 
 /// All working memory. Lengths are those of the last micro-batch, capacities those of the largest.
@@ -47,10 +52,10 @@ pub struct Buffers {
 }
 
 /// Width of [`Shared::raw`]: in the forward pass of a bf16 model the widest result of a product, in the backward pass
-/// the MLP.
+/// the MLP or the stream.
 fn raw_width(config: &Gpt2Config, precision: Precision) -> usize {
     match precision {
-        Precision::F32 => config.n_inner,
+        Precision::F32 => config.n_inner.max(config.n_embd),
         Precision::Bf16 => config.n_inner.max(3 * config.n_embd),
     }
 }
@@ -158,10 +163,11 @@ fn scratch_len(model: &Model, extent: Extent) -> usize {
 
 impl Gpt2Cpu {
     pub fn new(config: Gpt2Config, layout: Arc<Layout>, recompute: Recompute, precision: Precision) -> Self {
+        let (layout, adapters) = Adapters::of(&ModelShape::Gpt2(config.clone()), &layout);
         let parameters = config.parameters(&layout);
         let buffers = Buffers::new(&config, recompute, precision);
-        let model = Model { config, layout, parameters, precision };
-        Self { model, recompute, buffers, decoding: Default::default() }
+        let model = Model { config, layout, adapters, dropout: 0.0, parameters, precision };
+        Self { model, recompute, buffers, decoding: Default::default(), draw: None }
     }
 
     /// Bytes of working memory of a training step: what [`Buffers::fit_forward`] and [`Buffers::fit_backward`] make.
@@ -179,26 +185,37 @@ impl Gpt2Cpu {
             + size_of::<f32>() * (saved + around + backward)
             + size_of::<u32>()
             + size_of::<f64>();
-        let model = Model { config: config.clone(), layout, parameters, precision };
+        let model = Model { config: config.clone(), layout, adapters: None, dropout: 0.0, parameters, precision };
         extent.tokens() * a_token + size_of::<f32>() * scratch_len(&model, extent)
     }
 
     /// Runs all blocks and the final norm; the results stay in the buffers.
-    fn forward(&mut self, weights: Weights, inputs: &[u32], extent: Extent, documents: Documents) -> Result<()> {
+    fn forward(
+        &mut self,
+        weights: Weights,
+        inputs: &[u32],
+        extent: Extent,
+        documents: Documents,
+        draw: Option<Draw>,
+    ) -> Result<()> {
         let Self { model, buffers, .. } = self;
         buffers.fit_forward(model, extent);
         let Buffers { positions, stream, saved, normed, mean, rstd, shared, .. } = buffers;
         place(documents, extent, positions);
-        let rows = Rows { extent, positions, documents };
+        let rows = Rows { extent, positions, documents, draw };
         let table = model.weight(weights, model.parameters.position_embedding);
         let positions = embedding::Positions { table, places: positions };
-        let table = model.weight(weights, model.parameters.token_embedding);
+        let table = model.table(weights, model.parameters.token_embedding);
         let width = model.config.n_embd;
         timed(Part::Embedding, || embedding::forward(inputs, table, Some(positions), width, &mut stream[0]))?;
-        for (layer, block) in model.parameters.blocks.iter().enumerate() {
+        let mask = Site::Embedding.mask(draw, model.dropout);
+        if let Some(mask) = mask {
+            timed(Part::Embedding, || dropout::in_place(mask, width, &mut stream[0]));
+        }
+        for layer in 0..model.config.n_layer {
             let (x, y) = neighbours(stream, layer);
             let place = layer.min(saved.len() - 1);
-            model.block_forward(weights, block, rows, x, &mut saved[place], y, shared);
+            model.block_forward(weights, layer, rows, x, &mut saved[place], y, shared);
         }
         model.norm(weights, model.parameters.norm_final, &stream[model.config.n_layer], normed, mean, rstd);
         Ok(())
@@ -207,7 +224,7 @@ impl Gpt2Cpu {
     /// The loss alone; each target's negative log-likelihood is in the slice that is given back (0 where ignored).
     pub fn loss(&mut self, weights: Weights, batch: Batch) -> Result<(LossSum, &[f64])> {
         let extent = batch.extent();
-        self.forward(weights, batch.inputs, extent, batch.documents)?;
+        self.forward(weights, batch.inputs, extent, batch.documents, None)?;
         let Buffers { normed, nll, shared, .. } = &mut self.buffers;
         let head = self.model.head(weights);
         let loss = timed(Part::Head, || cross_entropy::forward(normed, head, batch.targets, nll, &mut shared.scratch))?;
@@ -222,12 +239,12 @@ impl Gpt2Cpu {
         batch: Batch,
         labels: Labels,
     ) -> Result<LossSum> {
-        let extent = batch.extent();
-        self.forward(weights, batch.inputs, extent, batch.documents)?;
+        let (extent, draw) = (batch.extent(), self.draw);
+        self.forward(weights, batch.inputs, extent, batch.documents, draw)?;
         let Self { model, recompute, buffers, .. } = self;
         buffers.fit_backward(model);
         let Buffers { positions, stream, saved, normed, mean, rstd, nll, d_stream, shared, .. } = buffers;
-        let rows = Rows { extent, positions, documents: batch.documents };
+        let rows = Rows { extent, positions, documents: batch.documents, draw };
         let layers = model.config.n_layer;
 
         let labels = match labels {
@@ -236,37 +253,41 @@ impl Gpt2Cpu {
         };
         let Shared { d_narrow, scratch, .. } = shared;
         let loss = timed(Part::Head, || {
-            let d_head = Some(slots.slot(model.parameters.head).into());
+            let d_head = model.adapters.is_none().then(|| slots.slot(model.parameters.head).into());
             cross_entropy::forward_backward(normed, model.head(weights), labels, nll, d_narrow, d_head, scratch)
         })?;
         let (norm, statistics) = (model.parameters.norm_final, (&mean[..], &rstd[..]));
         let d_last = Gradient::overwrite(d_stream);
         model.norm_backward(weights, slots, norm, &stream[layers], statistics, d_narrow, d_last, scratch);
 
-        for (layer, block) in model.parameters.blocks.iter().enumerate().rev() {
+        for layer in (0..layers).rev() {
             let (x, y) = neighbours(stream, layer);
             let place = layer.min(saved.len() - 1);
             let saved = &mut saved[place];
             // The last block's values are still there.
             if *recompute == Recompute::Block && layer + 1 < layers {
-                model.block_forward(weights, block, rows, x, saved, y, shared);
+                model.block_forward(weights, layer, rows, x, saved, y, shared);
             }
-            model.block_backward(weights, slots, block, rows, x, saved, d_stream, shared);
+            model.block_backward(weights, slots, layer, rows, x, saved, d_stream, shared);
         }
 
-        let width = model.config.n_embd;
-        timed(Part::Embedding, || {
-            embedding::backward(batch.inputs, d_stream, width, slots.slot(model.parameters.token_embedding).into())
-        })?;
-        let d_positions = slots.slot(model.parameters.position_embedding).into();
-        timed(Part::Embedding, || embedding::backward(positions, d_stream, width, d_positions))?;
+        if model.adapters.is_none() {
+            let width = model.config.n_embd;
+            if let Some(mask) = Site::Embedding.mask(draw, model.dropout) {
+                timed(Part::Embedding, || dropout::in_place(mask, width, d_stream));
+            }
+            let d_tokens = slots.slot(model.parameters.token_embedding).into();
+            timed(Part::Embedding, || embedding::backward(batch.inputs, d_stream, width, d_tokens))?;
+            let d_positions = slots.slot(model.parameters.position_embedding).into();
+            timed(Part::Embedding, || embedding::backward(positions, d_stream, width, d_positions))?;
+        }
         Ok(loss.into())
     }
 
     /// The final norm's output [rows * time, C] for `inputs`.
     pub fn hidden(&mut self, weights: Weights, inputs: &[u32], rows: usize) -> Result<&[f32]> {
         let extent = Extent { rows, time: inputs.len() / rows.max(1) };
-        self.forward(weights, inputs, extent, Documents::Whole)?;
+        self.forward(weights, inputs, extent, Documents::Whole, None)?;
         Ok(&self.buffers.normed)
     }
 

@@ -86,7 +86,7 @@ impl Gpt2Cpu {
         let Rows { stream, residual, normed, qkv, query, mixed, hidden, activated, statistics, scratch } = rows;
         let [mean, rstd] = statistics;
         let table = model.weight(weights, model.parameters.position_embedding);
-        let token_table = model.weight(weights, model.parameters.token_embedding);
+        let token_table = model.table(weights, model.parameters.token_embedding);
         for (sequence, row) in stream.chunks_exact_mut(width).enumerate() {
             let places = [cache.lengths()[sequence] as u32 - 1];
             let positions = embedding::Positions { table, places: &places };
@@ -96,18 +96,18 @@ impl Gpt2Cpu {
 
         for (layer, block) in model.parameters.blocks.iter().enumerate() {
             model.norm(weights, block.norm_1, stream, &mut *normed, mean, rstd);
-            model.project(weights, block.attention_in, &*normed, None, qkv);
+            model.project(weights, block.attention_in, None, &*normed, None, qkv);
             for (sequence, row) in qkv.chunks_exact(3 * width).enumerate() {
                 let (key, value) = row[width..].split_at(width);
                 cache.put(layer, sequence, cache.lengths()[sequence] - 1, key, value);
                 query[sequence * width..][..width].copy_from_slice(&row[..width]);
             }
             attention::decode(shape, shape.scale(), query, cache.layer(layer), mixed, scratch);
-            model.project(weights, block.attention_out, &*mixed, Some(stream), residual);
+            model.project(weights, block.attention_out, None, &*mixed, Some(stream), residual);
             model.norm(weights, block.norm_2, residual, &mut *normed, mean, rstd);
-            model.project(weights, block.mlp_in, &*normed, None, hidden);
+            model.project(weights, block.mlp_in, None, &*normed, None, hidden);
             activation::gelu(&*hidden, &mut *activated);
-            model.project(weights, block.mlp_out, &*activated, Some(residual), stream);
+            model.project(weights, block.mlp_out, None, &*activated, Some(residual), stream);
         }
         model.norm(weights, model.parameters.norm_final, stream, &mut *normed, mean, rstd);
         self.head_logits(weights, &self.decoding.normed, logits);

@@ -1,9 +1,12 @@
 //! One LLaMA block on the CPU, forward and backward.
 
-use super::{BlockParameters, LlamaConfig, LlamaParameters};
+use super::{LlamaConfig, LlamaParameters};
 use crate::model::KeyValueCache;
+use crate::model::adapter::Adapters;
+use crate::model::dropout::{Site, dropped};
 use crate::model::extent::Rows;
 use crate::model::stored::Stored;
+use crate::ops::dropout::{self, Draw, Mask};
 use crate::ops::product::{Numbers, Precision};
 use crate::ops::profile::{Part, timed};
 use crate::ops::rotary::{self, Direction};
@@ -14,7 +17,12 @@ use std::sync::Arc;
 /// The model without its buffers.
 pub struct Model {
     pub config: LlamaConfig,
+    /// The model's own, whether it is trained or frozen.
     pub layout: Arc<Layout>,
+    /// What is trained beside frozen weights.
+    pub adapters: Option<Adapters>,
+    /// The probability with which a number is dropped at each [`Site`] in training.
+    pub dropout: f64,
     pub parameters: LlamaParameters,
     /// At least as many positions as the longest sequence so far.
     pub rotation: rotary::Table,
@@ -90,7 +98,7 @@ impl Model {
         y: &mut [f32],
         shared: &mut Shared,
     ) {
-        let block = &self.parameters.blocks[layer];
+        let (block, draw) = (&self.parameters.blocks[layer], rows.draw);
         let Shared { activated, raw, scratch, .. } = shared;
         self.norm(weights, block.norm_1, x, &mut saved.normed_1, &mut saved.rstd_1);
         let rotate = |rows: Rows, heads: &mut [f32]| {
@@ -100,19 +108,21 @@ impl Model {
         };
         for (to, from) in [(&mut saved.query, block.query), (&mut saved.key, block.key)] {
             to.fill(raw, |to| {
-                self.project(weights, from, &saved.normed_1, None, to);
+                self.project(weights, from, draw, &saved.normed_1, None, to);
                 rotate(rows, to);
             });
         }
-        saved.value.fill(raw, |value| self.project(weights, block.value, &saved.normed_1, None, value));
+        saved.value.fill(raw, |value| self.project(weights, block.value, draw, &saved.normed_1, None, value));
         timed(Part::AttentionForward, || self.attend(layer, rows, past, saved, raw, scratch));
-        self.project(weights, block.output, &saved.mixed, Some(x), &mut saved.middle);
+        let mask = Site::AfterAttention(layer).mask(draw, self.dropout);
+        self.project_onto(weights, block.output, draw, mask, &saved.mixed, x, &mut saved.middle);
 
         self.norm(weights, block.norm_2, &saved.middle, &mut saved.normed_2, &mut saved.rstd_2);
-        saved.gate.fill(raw, |gate| self.project(weights, block.gate, &saved.normed_2, None, gate));
-        saved.up.fill(raw, |up| self.project(weights, block.up, &saved.normed_2, None, up));
+        saved.gate.fill(raw, |gate| self.project(weights, block.gate, draw, &saved.normed_2, None, gate));
+        saved.up.fill(raw, |up| self.project(weights, block.up, draw, &saved.normed_2, None, up));
         timed(Part::Activation, || activation::swiglu(&saved.gate, &saved.up, &mut *activated));
-        self.project(weights, block.down, &*activated, Some(&saved.middle), y);
+        let mask = Site::AfterMlp(layer).mask(draw, self.dropout);
+        self.project_onto(weights, block.down, draw, mask, &*activated, &saved.middle, y);
     }
 
     /// Turns `d_stream`, the gradient of the block's output, into the gradient of its input `x`.
@@ -121,7 +131,7 @@ impl Model {
         &self,
         weights: Weights,
         slots: &mut GradientSlots,
-        block: &BlockParameters,
+        layer: usize,
         rows: Rows,
         x: &[f32],
         saved: &Saved,
@@ -130,8 +140,15 @@ impl Model {
     ) {
         let Shared { activated, raw, d_normed, d_mixed, d_query, d_key, d_value, d_gate, d_up, scratch } = shared;
         use Gradient as To;
+        let (block, draw, width) = (&self.parameters.blocks[layer], rows.draw, self.config.n_embd);
+        let dy = dropped(Site::AfterMlp(layer).mask(draw, self.dropout), d_stream, width, d_normed);
         let d_activated = &mut raw[..activated.values().len()];
-        self.input_gradient(weights, block.down, &*d_stream, To::overwrite(d_activated));
+        if self.adapters.is_some() {
+            // What passes through an adapter depends on the layer's input.
+            timed(Part::Activation, || activation::swiglu(&saved.gate, &saved.up, &mut *activated));
+        }
+        let to = To::overwrite(d_activated);
+        self.input_gradient(weights, slots, block.down, draw, &*activated, dy, to);
         timed(Part::Activation, || {
             let (dgate, dup, y) = (d_gate.values_mut(), d_up.values_mut(), activated.values_mut());
             activation::swiglu_backward(
@@ -141,28 +158,31 @@ impl Model {
                 activation::SwigluGradients { dgate, dup, y },
             );
         });
-        self.weight_gradient(slots, block.down, &*activated, &*d_stream);
-        self.input_gradient(weights, block.gate, &*d_gate, To::overwrite(d_normed));
+        self.weight_gradient(slots, block.down, &*activated, dy);
+        self.input_gradient(weights, slots, block.gate, draw, &saved.normed_2, &*d_gate, To::overwrite(d_normed));
         self.weight_gradient(slots, block.gate, &saved.normed_2, &*d_gate);
-        self.input_gradient(weights, block.up, &*d_up, To::accumulate(d_normed));
+        self.input_gradient(weights, slots, block.up, draw, &saved.normed_2, &*d_up, To::accumulate(d_normed));
         self.weight_gradient(slots, block.up, &saved.normed_2, &*d_up);
         let input = (&saved.middle[..], &saved.rstd_2[..]);
         self.norm_backward(weights, slots, block.norm_2, input, d_normed, To::accumulate(d_stream), scratch);
 
-        self.input_gradient(weights, block.output, &*d_stream, To::overwrite(d_mixed));
-        self.weight_gradient(slots, block.output, &saved.mixed, &*d_stream);
+        let dy = dropped(Site::AfterAttention(layer).mask(draw, self.dropout), d_stream, width, raw);
+        self.input_gradient(weights, slots, block.output, draw, &saved.mixed, dy, To::overwrite(d_mixed));
+        self.weight_gradient(slots, block.output, &saved.mixed, dy);
         timed(Part::AttentionBackward, || {
             let shape = self.config.attention(rows.extent);
             let (inputs, y) = (saved.attention_inputs(), saved.mixed.values());
             let gradients = attention::InputGradients::Separate { dq: d_query, dk: d_key, dv: d_value };
-            let saved = attention::Saved { inputs, documents: rows.documents, y, log_sum_exp: &saved.log_sum_exp };
+            let saved =
+                attention::Saved { inputs, pattern: self.pattern(rows, layer), y, log_sum_exp: &saved.log_sum_exp };
             attention::backward(shape, shape.scale(), saved, d_mixed, gradients, scratch);
             rotary::rotate(&self.rotation, Direction::Backward, rows.positions, d_query);
             rotary::rotate(&self.rotation, Direction::Backward, rows.positions, d_key);
         });
         let inputs = [(block.query, &*d_query), (block.key, &*d_key), (block.value, &*d_value)];
         for (place, (layer, dy)) in inputs.into_iter().enumerate() {
-            self.input_gradient(weights, layer, dy, Gradient { data: d_normed, into: (place > 0).into() });
+            let to = Gradient { data: d_normed, into: (place > 0).into() };
+            self.input_gradient(weights, slots, layer, draw, &saved.normed_1, dy, to);
             self.weight_gradient(slots, layer, &saved.normed_1, dy);
         }
         let input = (x, &saved.rstd_1[..]);
@@ -203,7 +223,7 @@ impl Model {
         let Saved { query, key, value, mixed, log_sum_exp, .. } = saved;
         let inputs = attention::Inputs::Separate { q: query.values(), k: key.values(), v: value.values() };
         mixed.fill(raw, |mixed| {
-            attention::forward(shape, shape.scale(), inputs, rows.documents, mixed, log_sum_exp, scratch);
+            attention::forward(shape, shape.scale(), inputs, self.pattern(rows, layer), mixed, log_sum_exp, scratch);
         });
     }
 }
@@ -215,12 +235,28 @@ impl Saved {
 }
 
 impl Model {
-    pub fn weight<'a>(&self, weights: Weights<'a>, index: usize) -> &'a [f32] {
-        &weights.exact[self.layout.parameters()[index].range()]
+    fn pattern<'a>(&self, rows: Rows<'a>, layer: usize) -> attention::Pattern<'a> {
+        let dropout = Site::Probabilities(layer).mask(rows.draw, self.dropout);
+        attention::Pattern { documents: rows.documents, dropout }
     }
 
-    /// As a product of this model's precision reads it: from the bf16 copy, if there is one.
+    pub fn weight<'a>(&self, weights: Weights<'a>, index: usize) -> &'a [f32] {
+        weights.vector(&self.layout, index)
+    }
+
+    /// The token embedding: exact where it is trained, as it is stored where it is frozen.
+    pub fn table<'a>(&self, weights: Weights<'a>, index: usize) -> Numbers<'a> {
+        match weights.frozen {
+            Some(frozen) => frozen.tensor(index).into(),
+            None => self.weight(weights, index).into(),
+        }
+    }
+
+    /// As a product of this model's precision reads it: from the bf16 copy, if there is one; a frozen one as it is stored.
     pub fn matrix<'a>(&self, weights: Weights<'a>, index: usize) -> Numbers<'a> {
+        if let Some(frozen) = weights.frozen {
+            return frozen.tensor(index).into();
+        }
         let range = self.layout.parameters()[index].range();
         match (self.precision, weights.rounded) {
             (Precision::Bf16, Some(rounded)) => rounded[range].into(),
@@ -268,28 +304,68 @@ impl Model {
         scratch: &mut [f32],
     ) {
         let saved = rms_norm::Saved { x, weight: self.weight(weights, norm), rstd };
-        timed(Part::Norm, || rms_norm::backward(saved, dy, dx, slots.slot(norm).into(), scratch));
+        let d_weight = self.adapters.is_none().then(|| slots.slot(norm).into());
+        timed(Part::Norm, || rms_norm::backward(saved, dy, dx, d_weight, scratch));
     }
 
-    /// y = x W (+ residual).
+    /// y = x W (+ residual), with the layer's adapter if it has one.
     fn project<'a>(
         &self,
         weights: Weights,
         layer: usize,
+        draw: Option<Draw>,
         x: impl Into<Numbers<'a>>,
         residual: Option<&[f32]>,
         y: &mut [f32],
     ) {
+        let x = x.into();
         timed(Part::LinearForward, || linear::forward(x, self.linear_weight(weights, layer), None, residual, y));
+        if let Some(adapters) = &self.adapters {
+            timed(Part::Adapters, || adapters.forward(layer, weights, draw, x, y));
+        }
     }
 
-    /// dx (+)= dy W^T.
-    fn input_gradient<'a>(&self, weights: Weights, layer: usize, dy: impl Into<Values<'a>>, dx: Gradient) {
-        let weight = self.linear_weight(weights, layer);
-        timed(Part::LinearInputGradient, || linear::backward_input(dy, weight, dx));
+    /// y = residual + the layer's result under the mask.
+    #[allow(clippy::too_many_arguments, reason = "a layer's input, its mask and what it is added to")]
+    fn project_onto<'a>(
+        &self,
+        weights: Weights,
+        layer: usize,
+        draw: Option<Draw>,
+        mask: Option<Mask>,
+        x: impl Into<Numbers<'a>>,
+        residual: &[f32],
+        y: &mut [f32],
+    ) {
+        match mask {
+            None => self.project(weights, layer, draw, x, Some(residual), y),
+            Some(mask) => {
+                self.project(weights, layer, draw, x, None, y);
+                timed(Part::Activation, || dropout::add_to(mask, residual, self.config.n_embd, y));
+            }
+        }
     }
 
-    /// The gradient of a linear layer's weight.
+    /// dx (+)= dy W^T, and what passes through the layer's adapter, whose own gradients come with it.
+    #[allow(clippy::too_many_arguments, reason = "a layer's input and gradients")]
+    fn input_gradient<'a>(
+        &self,
+        weights: Weights,
+        slots: &mut GradientSlots,
+        layer: usize,
+        draw: Option<Draw>,
+        x: impl Into<Numbers<'a>>,
+        dy: impl Into<Values<'a>>,
+        dx: Gradient,
+    ) {
+        let (weight, dy, Gradient { data: dx, into }) = (self.linear_weight(weights, layer), dy.into(), dx);
+        timed(Part::LinearInputGradient, || linear::backward_input(dy, weight, Gradient { data: dx, into }));
+        if let Some(adapters) = &self.adapters {
+            timed(Part::Adapters, || adapters.backward(layer, weights, slots, draw, x, dy, dx));
+        }
+    }
+
+    /// The gradient of a linear layer's weight, unless it is frozen.
     fn weight_gradient<'a>(
         &self,
         slots: &mut GradientSlots,
@@ -297,6 +373,9 @@ impl Model {
         x: impl Into<Numbers<'a>>,
         dy: impl Into<Values<'a>>,
     ) {
+        if self.adapters.is_some() {
+            return;
+        }
         timed(Part::LinearWeightGradient, || {
             linear::backward_weight(x, dy, self.dims(layer), slots.slot(layer).into(), None);
         });

@@ -6,9 +6,12 @@
 use super::LlamaConfig;
 use super::block::{Model, Past, Saved, Shared};
 use crate::config::Recompute;
+use crate::model::adapter::Adapters;
+use crate::model::dropout::Site;
 use crate::model::extent::{Rows, place};
 use crate::model::stored::{Stored, fit, stored_size};
-use crate::model::{Batch, Documents, Extent, Labels, LossSum};
+use crate::model::{Batch, Documents, Extent, Labels, LossSum, ModelShape};
+use crate::ops::dropout::{self, Draw};
 use crate::ops::product::Precision;
 use crate::ops::profile::{Part, timed};
 use crate::ops::{Gradient, attention, cross_entropy, embedding, rms_norm, rotary};
@@ -18,9 +21,11 @@ use std::sync::Arc;
 
 /// The engine: the model's shape, and its buffers.
 pub struct LlamaCpu {
-    pub(super) model: Model,
+    pub(in crate::model) model: Model,
     recompute: Recompute,
     pub(super) buffers: Buffers,
+    /// What dropout draws in the next backward passes.
+    pub draw: Option<Draw>,
 }
 
 /// All working memory. Lengths are those of the last micro-batch, capacities those of the largest.
@@ -60,11 +65,11 @@ impl Widths {
 }
 
 /// Width of [`Shared::raw`]: in the forward pass of a bf16 model the widest result of a product, in the backward pass
-/// the MLP.
+/// the MLP or the stream.
 fn raw_width(config: &LlamaConfig, precision: Precision) -> usize {
     match precision {
-        Precision::F32 => config.n_inner,
-        Precision::Bf16 => config.n_inner.max(config.query_width()),
+        Precision::F32 => config.n_inner.max(config.n_embd),
+        Precision::Bf16 => config.n_inner.max(config.n_embd).max(config.query_width()),
     }
 }
 
@@ -182,11 +187,12 @@ fn training_scratch_len(config: &LlamaConfig, extent: Extent) -> usize {
 
 impl LlamaCpu {
     pub fn new(config: LlamaConfig, layout: Arc<Layout>, recompute: Recompute, precision: Precision) -> Self {
+        let (layout, adapters) = Adapters::of(&ModelShape::Llama(config.clone()), &layout);
         let parameters = config.parameters(&layout);
         let rotation = rotary::Table::new(config.rope_theta, config.head_dim, 0, config.rope_scaling);
         let buffers = Buffers::new(&config, recompute, precision);
-        let model = Model { config, layout, parameters, rotation, precision };
-        Self { model, recompute, buffers }
+        let model = Model { config, layout, adapters, dropout: 0.0, parameters, rotation, precision };
+        Self { model, recompute, buffers, draw: None }
     }
 
     /// The model's shape.
@@ -229,6 +235,7 @@ impl LlamaCpu {
         inputs: &[u32],
         extent: Extent,
         documents: Documents,
+        draw: Option<Draw>,
         past: &mut Past,
     ) -> Result<()> {
         let scratch_len = match past {
@@ -248,9 +255,12 @@ impl LlamaCpu {
         buffers.fit_forward(&model.config, extent, model.precision);
         buffers.fit_scratch(scratch_len);
         let Buffers { positions, stream, saved, normed, rstd, shared, .. } = buffers;
-        let rows = Rows { extent, positions, documents };
-        let table = model.weight(weights, model.parameters.token_embedding);
+        let rows = Rows { extent, positions, documents, draw };
+        let table = model.table(weights, model.parameters.token_embedding);
         timed(Part::Embedding, || embedding::forward(inputs, table, None, model.config.n_embd, &mut stream[0]))?;
+        if let Some(mask) = Site::Embedding.mask(draw, model.dropout) {
+            timed(Part::Embedding, || dropout::in_place(mask, model.config.n_embd, &mut stream[0]));
+        }
         for layer in 0..model.config.n_layer {
             let (x, y) = neighbours(stream, layer);
             let place = layer.min(saved.len() - 1);
@@ -263,7 +273,7 @@ impl LlamaCpu {
     /// The loss alone; each target's negative log-likelihood is in the slice that is given back (0 where ignored).
     pub fn loss(&mut self, weights: Weights, batch: Batch) -> Result<(LossSum, &[f64])> {
         let extent = batch.extent();
-        self.forward(weights, batch.inputs, extent, batch.documents, &mut Past::None)?;
+        self.forward(weights, batch.inputs, extent, batch.documents, None, &mut Past::None)?;
         let Self { model, buffers, .. } = self;
         buffers.fit_scratch(cross_entropy::scratch_len(extent.tokens(), model.config.vocab_size));
         let Buffers { normed, nll, shared, .. } = buffers;
@@ -282,14 +292,14 @@ impl LlamaCpu {
         batch: Batch,
         labels: Labels,
     ) -> Result<LossSum> {
-        let extent = batch.extent();
-        self.forward(weights, batch.inputs, extent, batch.documents, &mut Past::None)?;
-        let Self { model, recompute, buffers } = self;
+        let (extent, draw) = (batch.extent(), self.draw);
+        self.forward(weights, batch.inputs, extent, batch.documents, draw, &mut Past::None)?;
+        let Self { model, recompute, buffers, .. } = self;
         buffers.fit_backward(&model.config, extent, model.precision);
         buffers.fit_scratch(training_scratch_len(&model.config, extent));
         let Buffers { positions, stream, saved, normed, rstd, nll, d_stream, shared } = buffers;
         nll.resize(extent.tokens(), 0.0);
-        let rows = Rows { extent, positions, documents: batch.documents };
+        let rows = Rows { extent, positions, documents: batch.documents, draw };
         let (layers, width) = (model.config.n_layer, model.config.n_embd);
 
         let labels = match labels {
@@ -298,13 +308,13 @@ impl LlamaCpu {
         };
         let Shared { d_normed, scratch, .. } = shared;
         let loss = timed(Part::Head, || {
-            let d_head = Some(slots.slot(model.parameters.head).into());
+            let d_head = model.adapters.is_none().then(|| slots.slot(model.parameters.head).into());
             cross_entropy::forward_backward(normed, model.head(weights), labels, nll, d_normed, d_head, scratch)
         })?;
         let (norm, input) = (model.parameters.norm_final, (&stream[layers][..], &rstd[..]));
         model.norm_backward(weights, slots, norm, input, d_normed, Gradient::overwrite(d_stream), scratch);
 
-        for (layer, block) in model.parameters.blocks.iter().enumerate().rev() {
+        for layer in (0..layers).rev() {
             let (x, y) = neighbours(stream, layer);
             let place = layer.min(saved.len() - 1);
             let saved = &mut saved[place];
@@ -312,11 +322,15 @@ impl LlamaCpu {
             if *recompute == Recompute::Block && layer + 1 < layers {
                 model.block_forward(weights, layer, rows, &mut Past::None, x, saved, y, shared);
             }
-            model.block_backward(weights, slots, block, rows, x, saved, d_stream, shared);
+            model.block_backward(weights, slots, layer, rows, x, saved, d_stream, shared);
         }
-        timed(Part::Embedding, || {
-            embedding::backward(batch.inputs, d_stream, width, slots.slot(model.parameters.token_embedding).into())
-        })?;
+        if model.adapters.is_none() {
+            if let Some(mask) = Site::Embedding.mask(draw, model.dropout) {
+                timed(Part::Embedding, || dropout::in_place(mask, width, d_stream));
+            }
+            let d_tokens = slots.slot(model.parameters.token_embedding).into();
+            timed(Part::Embedding, || embedding::backward(batch.inputs, d_stream, width, d_tokens))?;
+        }
         Ok(loss.into())
     }
 }
