@@ -90,7 +90,7 @@ impl Adapters {
         slots: &mut GradientSlots,
         draw: Option<Draw>,
         x: impl Into<Numbers<'a>>,
-        dy: Values,
+        dy: Values<'a>,
         dx: &mut [f32],
     ) {
         let Some(place) = self.places[index] else { return };
