@@ -81,7 +81,14 @@ pub fn resolve(
     }
     let base = match &config.model.init {
         None => Base::Scratch { seed: config.seed },
-        Some(source) => Base::Stored { name: source.to_string(), weights: initial },
+        Some(source) => {
+            // Of a run the very checkpoint: the run may go on.
+            let name = match &initial {
+                Initial::OtherRun(folder) => folder.display().to_string(),
+                _ => source.to_string(),
+            };
+            Base::Stored { name, weights: initial }
+        }
     };
     Ok(Some(Adapted { settings, dropout: lora.dropout, quantization: lora.quantize, base, init }))
 }

@@ -20,9 +20,20 @@ pub enum Form {
     Merged,
 }
 
-/// Writes the newest checkpoint of `target` to `out`, whole or not at all.
-pub fn run(target: &str, out: &Path, form: Form) -> Result<Ending> {
-    let target = Target::open(target)?;
+/// Which checkpoint of a run is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    Newest,
+    /// The one of the lowest validation loss.
+    Best,
+}
+
+/// Writes a checkpoint of `target` to `out`, whole or not at all.
+pub fn run(target: &str, choice: Choice, form: Form, out: &Path) -> Result<Ending> {
+    let target = match choice {
+        Choice::Newest => Target::open(target)?,
+        Choice::Best => Target::open_best(target)?,
+    };
     let Weights::Checkpoint(checkpoint) = &target.weights else {
         bail!("{} is a model already; export takes a run or a checkpoint", target.name)
     };

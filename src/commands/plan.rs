@@ -85,7 +85,7 @@ pub fn run(options: &Options) -> Result<Ending> {
         Initial::Hub(model) => model.weight_bytes(super::setup::LazyHub::default().get()?)?,
         _ => 0,
     };
-    let summary = *prepared.data.training.summary();
+    let read_bytes = prepared.data.read_bytes();
     let basis = if options.tokens_per_s.is_some() { "as given" } else { "guessed from this machine's products" };
     if options.json {
         print_json(&json!({
@@ -95,7 +95,7 @@ pub fn run(options: &Options) -> Result<Ending> {
                 "activations": memory.activations, "total": memory.total(),
             },
             "flops_per_token": flops, "steps": prepared.steps, "tokens": tokens,
-            "download_bytes": { "weights": download, "data_per_epoch": summary.read_bytes },
+            "download_bytes": { "weights": download, "data_per_epoch": read_bytes },
             "tokens_per_s": speed, "tokens_per_s_basis": basis, "seconds": seconds,
         }))?;
         return Ok(Ending::Done);
@@ -114,7 +114,7 @@ pub fn run(options: &Options) -> Result<Ending> {
     println!("  optimizer    {}", gib(memory.optimizer));
     println!("  activations  {}", gib(memory.activations));
     println!("work         {} FLOPs a token, {} tokens in {} steps", short(flops), short(tokens), prepared.steps);
-    println!("download     weights {}B; data {}B an epoch", short(download as f64), short(summary.read_bytes as f64));
+    println!("download     weights {}B; data {}B an epoch", short(download as f64), short(read_bytes as f64));
     println!("time         {:.1} h at {} tok/s ({basis})", seconds / 3600.0, short(speed));
     Ok(Ending::Done)
 }

@@ -1,10 +1,12 @@
 //! A run before its first byte is written: everything resolved, opened and checked.
 
 use super::adapted::{self, Adapted};
-use super::setup::{self, FoundTokenizer, Initial, LazyHub, ModelPlan, RunData};
+use super::exact_match::Exam;
+use super::run_data::{self, RunData};
+use super::setup::{self, FoundTokenizer, Initial, LazyHub, ModelPlan};
 use super::{device, quickstart, shape};
-use crate::config::{DType, DataSource, Duration, RunConfig, ScheduleName, Source};
-use crate::data::{TextTokenizer, TokenStream};
+use crate::config::{DType, DataSource, Duration, ExampleColumns, RunConfig, ScheduleName, Source};
+use crate::data::{ChatTemplate, TextTokenizer};
 use crate::model::ModelShape;
 use crate::ops::product::Precision;
 use crate::optim::{OptimizerConfig, Schedule, Value};
@@ -12,7 +14,6 @@ use crate::params::Layout;
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// A run, checked and opened; nothing is written yet.
 pub struct Prepared {
@@ -31,6 +32,10 @@ pub struct Prepared {
     pub precision: Precision,
     /// Lines about the choices that were made, with their reasons.
     pub reasons: Vec<String>,
+    /// What held-out problems are asked at each evaluation.
+    pub exam: Option<Exam>,
+    /// The chat template of a tokenizer that has none of its own.
+    pub plain_chat_template: Option<String>,
     /// The quickstart's problems, where that is what runs.
     pub held_out: Option<quickstart::HeldOut>,
 }
@@ -79,19 +84,26 @@ pub fn prepare(mut config: RunConfig, stored: Option<&Path>) -> Result<Prepared>
     let device = device::choose(&mut config, &mut reasons)?;
     let precision = precision(&mut config, &device, &mut reasons)?;
 
-    let mut held_out = None;
-    let (found, tokenizer_files, mut data) = if config.data.source == DataSource::Quickstart {
-        let made = quickstart::prepare(&config)?;
-        held_out = Some(made.held_out);
-        (Some(made.tokenizer), TokenizerFiles::Trained, Some(made.data))
+    if config.data.examples.is_some() && config.tokenizer.is_none() {
+        // Examples are written in the model's own tokens.
+        config.tokenizer = config.model.init.clone();
+    }
+    let (mut made, mut folder) = (None, None);
+    let (found, tokenizer_files) = if config.data.source == DataSource::Quickstart && config.data.examples.is_none() {
+        let (tokenizer, quickstart) = quickstart::prepare(&config)?;
+        made = Some(quickstart);
+        (Some(tokenizer), TokenizerFiles::Trained)
     } else {
         let source = match stored {
             Some(folder) if config.tokenizer.is_some() => Some(Source::Path(folder.to_owned())),
             _ => config.tokenizer.clone(),
         };
         match source.map(|source| setup::tokenizer(&source, &hub)).transpose()? {
-            Some(FoundTokenizer { tokenizer, files }) => (Some(tokenizer), TokenizerFiles::Copy(files), None),
-            None => (None, TokenizerFiles::None, None),
+            Some(FoundTokenizer { tokenizer, folder: own, files }) => {
+                folder = Some(own);
+                (Some(tokenizer), TokenizerFiles::Copy(files))
+            }
+            None => (None, TokenizerFiles::None),
         }
     };
     let vocabulary = found.as_ref().map(TextTokenizer::vocabulary_size);
@@ -115,10 +127,19 @@ pub fn prepare(mut config: RunConfig, stored: Option<&Path>) -> Result<Prepared>
         Some(_) => (Initial::Checkpoint, adapted::resolve(&config, &model, initial, &hub, stored)?),
     };
     shape::complete(&mut config.model, &model);
-    if data.is_none() {
-        data = Some(setup::run_data(&config, &hub)?);
+    if let (DataSource::Quickstart, Some(examples)) = (&config.data.source, &config.data.examples) {
+        let tokenizer = found.as_ref().context("fine-tuning needs a tokenizer")?;
+        made = Some(quickstart::prepare_examples(&config, examples, tokenizer, model.vocab_size())?);
     }
-    let data = data.context("a run needs data")?;
+    let (data, held_out) = match made {
+        Some(quickstart::Made { data, held_out }) => (data, Some(held_out)),
+        None => {
+            let data = run_data::run_data(&config, &hub, found.as_ref(), folder.as_deref(), model.vocab_size())?;
+            (data, None)
+        }
+    };
+    let exam = Exam::new(&config, &data, found.as_ref())?;
+    let plain_chat_template = plain_chat_template(&config, found.as_ref(), folder.as_deref())?;
     let steps = steps(&config, &data, found.as_ref(), &model)?;
     let horizon = *config.schedule.steps.get_or_insert(steps);
     let schedule = schedule(&config, horizon)?;
@@ -136,6 +157,8 @@ pub fn prepare(mut config: RunConfig, stored: Option<&Path>) -> Result<Prepared>
         device,
         precision,
         reasons,
+        exam,
+        plain_chat_template,
         held_out,
     })
 }
@@ -194,6 +217,22 @@ fn precision(config: &mut RunConfig, device: &Device, reasons: &mut Vec<String>)
     Ok(precision)
 }
 
+/// The template that goes into the run folder of a chat whose tokenizer has none.
+fn plain_chat_template(
+    config: &RunConfig,
+    tokenizer: Option<&TextTokenizer>,
+    folder: Option<&Path>,
+) -> Result<Option<String>> {
+    let is_chat =
+        matches!(&config.data.examples, Some(examples) if matches!(examples.format, ExampleColumns::Chat { .. }));
+    match (tokenizer, folder) {
+        (Some(tokenizer), Some(folder)) if is_chat && ChatTemplate::load(folder)?.is_none() => {
+            run_data::plain_chat_template(tokenizer).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
 /// Whether tokenizer, rows and model fit one another.
 fn check_fit(config: &RunConfig, model: &ModelShape, vocabulary: Option<usize>, device: &Device) -> Result<()> {
     let settings = &config.settings.0;
@@ -232,38 +271,11 @@ fn steps(config: &RunConfig, data: &RunData, tokenizer: Option<&TextTokenizer>, 
         Duration::Steps(steps) => Ok(steps),
         Duration::Tokens(tokens) => Ok(tokens.div_ceil(train.tokens_per_step as u64)),
         Duration::Epochs(epochs) => {
-            let rows = match data.training.rows(train.sequence_length) {
-                Some(rows) => rows,
-                None => rows_of_an_epoch(config, data, tokenizer, model)?,
-            };
-            let rows_per_step = (train.tokens_per_step / train.sequence_length) as f64;
-            Ok(((rows as f64 * epochs / rows_per_step).floor() as u64).max(1))
+            let rows = data.rows_of_epochs(config, tokenizer, model.vocab_size(), epochs)?;
+            let rows_per_step = (train.tokens_per_step / train.sequence_length) as u64;
+            Ok((rows / rows_per_step).max(1))
         }
     }
-}
-
-/// Counts the rows of an epoch by tokenising all of it; only done where the data are at hand.
-fn rows_of_an_epoch(
-    config: &RunConfig,
-    data: &RunData,
-    tokenizer: Option<&TextTokenizer>,
-    model: &ModelShape,
-) -> Result<u64> {
-    if let DataSource::Files(sources) = &config.data.source
-        && sources.iter().any(|source| matches!(source, Source::Hub(_)))
-    {
-        let message =
-            "`train.epochs` would need the whole data set counted first: give `train.steps` or `train.tokens`";
-        return Err(config.settings.0.error("train.epochs", message).into());
-    }
-    let settings = setup::stream_settings(config, model.vocab_size());
-    let mut stream = TokenStream::open(Arc::clone(&data.training), tokenizer, &settings, None)?;
-    let mut rows = 0;
-    while stream.epoch()? == 0 {
-        stream.next_batch(1)?;
-        rows += 1;
-    }
-    Ok(rows)
 }
 
 fn schedule(config: &RunConfig, horizon: u64) -> Result<Schedule> {

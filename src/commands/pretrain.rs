@@ -1,4 +1,4 @@
-//! `vrtrain pretrain`: resolve and check everything, then make the run folder and train.
+//! `vrtrain pretrain` and `vrtrain finetune`: resolve and check everything, then make the run folder and train.
 
 use super::adapted::{Adapted, refuse_changed_base};
 use super::prepare::{Prepared, TokenizerFiles, prepare};
@@ -6,7 +6,7 @@ use super::setup;
 use super::target::model_folder;
 use super::{ConfigChoice, Ending, device, print_json, quickstart};
 use crate::config::{ConfigError, RunConfig, changed_mathematics};
-use crate::data::{TokenStream, ValidationSet};
+use crate::data::{Feed, ValidationSet};
 use crate::generate::{Limits, SamplingOptions};
 use crate::model::adapter::peft;
 use crate::model::{Decoder, Engine};
@@ -15,17 +15,25 @@ use crate::optim::Optimizer;
 use crate::params::{Layout, ParameterStore};
 use crate::train::checkpoint::{self, BaseRecord, Checkpoints, State};
 use crate::train::{
-    Events, GIB, Interrupt, Outcome, Peak, Phase, Progress, Run, RunFolder, Sample, Start, Status, StepLines,
-    Verbosity, fresh_path, human_duration, is_run, short,
+    Events, Examiner, GIB, Hooks, Interrupt, Outcome, Peak, Phase, Progress, Run, RunFolder, Sample, Start, Status,
+    StepLines, Verbosity, fresh_path, human_duration, is_run, short,
 };
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// Which of the two commands runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    Pretrain,
+    Finetune,
+}
+
 /// What the command line asked for.
 #[derive(Clone, Debug)]
 pub struct Options {
+    pub stage: Stage,
     pub config: ConfigChoice,
     pub run_dir: Option<PathBuf>,
     pub resume: bool,
@@ -42,6 +50,7 @@ pub fn run(options: &Options) -> Result<Ending> {
 fn pretrain(options: &Options) -> Result<Ending> {
     let verbosity = if options.quiet { Verbosity::Quiet } else { Verbosity::Normal };
     let (config, start, path) = choose(options)?;
+    check_stage(options.stage, &config)?;
     let resumed = if start == Start::Resume { newest_checkpoint(&path)? } else { None };
     let stored = model_folder(&path);
     let prepared = prepare(config, resumed.is_some().then_some(stored.as_path()))?;
@@ -53,7 +62,7 @@ fn pretrain(options: &Options) -> Result<Ending> {
         && state.pending.is_none()
     {
         eprintln!("{} is finished: {} of {} steps are done", path.display(), state.step, prepared.steps);
-        return finish(options, &path, state.step, None);
+        return finish(options, &path, state.step, Summary::default());
     }
 
     let layout = Arc::new(prepared.layout()?);
@@ -76,12 +85,10 @@ fn pretrain(options: &Options) -> Result<Ending> {
         optimizer.load_state(&checkpoint::read_optimizer(folder, state)?)?;
     }
     let vocabulary = prepared.model.vocab_size();
-    let settings = setup::stream_settings(&prepared.config, vocabulary);
     let (tokenizer, from) = (prepared.tokenizer.as_ref(), resumed.as_ref().map(|(state, _)| &state.position));
-    let mut stream = TokenStream::open(Arc::clone(&prepared.data.training), tokenizer, &settings, from)?;
-    // Waits for the first row: data that cannot be read are refused before a run folder is there.
-    stream.epoch().context("cannot read the training data")?;
-    let validation = setup::validation_set(&prepared.config, &prepared.data, tokenizer, vocabulary)?;
+    // Data that cannot be read are refused before a run folder is there.
+    let stream = prepared.data.feed(&prepared.config, tokenizer, vocabulary, from)?;
+    let validation = prepared.data.validation_set(&prepared.config, tokenizer, vocabulary)?;
 
     let folder = RunFolder::open(&path)?;
     folder.write_config(&prepared.config.to_toml())?;
@@ -100,28 +107,38 @@ fn pretrain(options: &Options) -> Result<Ending> {
         progress.recall(&crate::train::read_metrics(&path)?);
     }
     let parts = Parts { store, optimizer, stream, validation, state, base };
-    let trained = train(&prepared, &folder, parts, &mut progress);
+    let fresh = first == 0;
+    let before = match &prepared.held_out {
+        Some(held_out) if fresh && options.stage == Stage::Finetune => Some(parts.store.read_on_cpu(|weights| {
+            quickstart::examine(held_out, &prepared, &layout, weights, verbosity, " before fine-tuning")
+        })??),
+        _ => None,
+    };
+    let look_first = fresh && options.stage == Stage::Finetune;
+    let trained = train(&prepared, &folder, parts, &mut progress, look_first);
     progress.finish();
     let phase = match &trained {
-        Ok((_, _, Outcome::Finished)) => Phase::Finished,
-        Ok((_, _, Outcome::Interrupted)) => Phase::Interrupted,
+        Ok((_, Outcome::Finished)) => Phase::Finished,
+        Ok((_, Outcome::Interrupted)) => Phase::Interrupted,
         Err(error) => Phase::Failed { error: format!("{error:#}") },
     };
     // The error of the training itself comes first.
     let noted = Status::of_this_process(phase, prepared.steps).write(&path);
-    let (weights, step, outcome) = trained?;
+    let (trained, outcome) = trained?;
+    let step = trained.step;
     noted?;
     if outcome == Outcome::Interrupted {
         eprintln!("interrupted after step {step}: saved; continue with --run-dir {} --resume", path.display());
         return Ok(Ending::Interrupted);
     }
     let report = match &prepared.held_out {
-        Some(held_out) => Some(
-            weights.read_on_cpu(|weights| quickstart::examine(held_out, &prepared, &layout, weights, verbosity))??,
-        ),
+        Some(held_out) => Some(trained.store.read_on_cpu(|weights| {
+            let when = if options.stage == Stage::Finetune { " after fine-tuning" } else { "" };
+            quickstart::examine(held_out, &prepared, &layout, weights, verbosity, when)
+        })??),
         None => None,
     };
-    finish(options, &path, step, report)
+    finish(options, &path, step, Summary { first_val_loss: trained.first_val_loss, before, report })
 }
 
 /// The newest valid checkpoint of a run, if there is one.
@@ -198,6 +215,22 @@ fn refuse_changed_mathematics(path: &Path, config: &RunConfig) -> Result<()> {
     Err(ConfigError::flag("--resume", message).into())
 }
 
+/// Whether the config is of this command.
+fn check_stage(stage: Stage, config: &RunConfig) -> Result<()> {
+    let settings = &config.settings.0;
+    match stage {
+        Stage::Pretrain if config.data.examples.is_some() => {
+            let message = "this `data.format` is of `vrtrain finetune`; `pretrain` takes running text";
+            Err(settings.error("data.format", message).into())
+        }
+        Stage::Finetune if config.model.init.is_none() => {
+            let message = "finetune starts from a trained model: set `model.init` to a hub id, a folder or a run";
+            Err(ConfigError::flag("[model]", message).into())
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Whether a checkpoint belongs to this run.
 fn check_state(state: &State, prepared: &Prepared, folder: &Path) -> Result<()> {
     let optimizer = &prepared.config.optimizer.name;
@@ -246,6 +279,9 @@ fn write_model_folder(prepared: &Prepared, folder: &Path) -> Result<()> {
                 }
             }
         }
+        if let Some(template) = &prepared.plain_chat_template {
+            checkpoint::replace_file(&folder.join("chat_template.jinja"), template.as_bytes())?;
+        }
         Ok(())
     };
     write().with_context(|| format!("cannot write {}", folder.display()))
@@ -261,20 +297,14 @@ fn announce(
     peak: &Peak,
 ) {
     let Prepared { config, model, data, .. } = prepared;
-    let (train, summary) = (&config.train, data.training.summary());
+    let train = &config.train;
     eprintln!("run        {}", path.display());
     let count = Layout::new(model.parameter_specs()).count();
     eprintln!("model      {}: {} parameters", model.describe(), short(count as f64));
     if let Some(adapted) = &prepared.adapted {
         eprintln!("adapters   {}", adapted.describe(layout.count(), model));
     }
-    let amount = match (summary.tokens, summary.documents) {
-        (Some(tokens), _) => format!("{} tokens", short(tokens as f64)),
-        (None, Some(documents)) => format!("{documents} documents, {}B", short(summary.read_bytes as f64)),
-        (None, None) => format!("{}B of text", short(summary.bytes as f64)),
-    };
-    let held_out = validation.map_or("no validation".into(), |set| format!("validation on {} tokens", set.tokens()));
-    eprintln!("data       {} files, {amount}; {held_out}", summary.files);
+    data.describe(validation).iter().for_each(|line| eprintln!("{line}"));
     eprintln!(
         "optimizer  {}, lr {:e}; {} of {} steps",
         config.optimizer.name,
@@ -325,7 +355,7 @@ fn schedule_word(config: &RunConfig) -> &'static str {
 struct Parts {
     store: ParameterStore,
     optimizer: Box<dyn Optimizer>,
-    stream: TokenStream,
+    stream: Feed,
     validation: Option<ValidationSet>,
     state: Option<State>,
     base: Option<BaseRecord>,
@@ -339,13 +369,21 @@ fn peak(prepared: &Prepared, layout: &Layout) -> Peak {
     }
 }
 
-/// Runs the loop; gives back the weights, the last step and how it ended.
+/// What a run is when it ends.
+struct Trained {
+    store: ParameterStore,
+    step: u64,
+    first_val_loss: Option<f64>,
+}
+
+/// Runs the loop; gives back the run's end and how it came to it.
 fn train(
     prepared: &Prepared,
     folder: &RunFolder,
     parts: Parts,
     progress: &mut Progress,
-) -> Result<(ParameterStore, u64, Outcome)> {
+    look_first: bool,
+) -> Result<(Trained, Outcome)> {
     let config = &prepared.config;
     let Parts { store, optimizer, stream, validation, state, base } = parts;
     let layout = Arc::clone(store.layout());
@@ -368,18 +406,30 @@ fn train(
         micro_batches: config.train.micro_batches(),
         step: state.as_ref().map_or(0, |state| state.step),
         tokens: state.as_ref().map_or(0, |state| state.tokens),
-        pending: state.and_then(|state| state.pending),
+        pending: state.as_ref().and_then(|state| state.pending.clone()),
         steps: prepared.steps,
         eval_every: config.train.eval_every,
         checkpoint_every: config.train.checkpoint_every,
         sample_every: config.train.sample_every,
         keep_last: config.train.keep_last,
         base,
+        keep_best: config.train.keep_best,
+        best: state.as_ref().and_then(|state| state.best),
         events: if config.train.tensorboard { Events::TensorBoard } else { Events::None },
         interrupt: Interrupt::install()?,
     };
-    let outcome = run.train(progress, &mut |store, step| sample(prepared, store, step))?;
-    Ok((run.store, run.step, outcome))
+    let interrupt = run.interrupt.clone();
+    let mut examiner = prepared.exam.as_ref().zip(prepared.tokenizer.as_ref()).map(|(exam, tokenizer)| {
+        let interrupt = interrupt.clone();
+        move |store: &ParameterStore| exam.take(&prepared.model, tokenizer, store, &interrupt)
+    });
+    let mut hooks = Hooks {
+        sampler: &mut |store, step| sample(prepared, store, step),
+        examiner: examiner.as_mut().map(|examiner| examiner as &mut Examiner),
+    };
+    let first_val_loss = if look_first { run.look_first(progress, &mut hooks)? } else { None };
+    let outcome = run.train(progress, &mut hooks)?;
+    Ok((Trained { store: run.store, step: run.step, first_val_loss }, outcome))
 }
 
 /// How many tokens a sample during training has.
@@ -403,8 +453,18 @@ fn sample(prepared: &Prepared, store: &ParameterStore, step: u64) -> Result<Opti
     Ok(Some(Sample { step, prompt: prompt.to_owned(), text }))
 }
 
+/// What a run's end tells besides its last record.
+#[derive(Default)]
+struct Summary {
+    /// The validation loss before the first step.
+    first_val_loss: Option<f64>,
+    /// The quickstart's examinations before and after.
+    before: Option<quickstart::Report>,
+    report: Option<quickstart::Report>,
+}
+
 /// Says where the results are.
-fn finish(options: &Options, path: &Path, step: u64, report: Option<quickstart::Report>) -> Result<Ending> {
+fn finish(options: &Options, path: &Path, step: u64, summary: Summary) -> Result<Ending> {
     let last = crate::train::read_metrics(path)?.into_iter().next_back();
     if options.json {
         let mut object = json!({
@@ -412,7 +472,16 @@ fn finish(options: &Options, path: &Path, step: u64, report: Option<quickstart::
             "loss": last.as_ref().map(|record| record.loss),
             "val_loss": last.as_ref().and_then(|record| record.val_loss),
         });
-        if let Some(report) = &report {
+        if let Some(exact_match) = last.as_ref().and_then(|record| record.exact_match) {
+            object["exact_match"] = json!(exact_match);
+        }
+        if let Some(loss) = summary.first_val_loss {
+            object["first_val_loss"] = json!(loss);
+        }
+        if let Some(before) = &summary.before {
+            object["exact_match_before"] = json!(before.exact_match());
+        }
+        if let Some(report) = &summary.report {
             object["exact_match"] = json!(report.exact_match());
             object["held_out_problems"] = json!(report.problems);
         }

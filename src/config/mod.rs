@@ -1,6 +1,7 @@
 //! Run configuration: one complete TOML file a run, closed (an unknown key is an error), resolved before any work.
 
 mod compare;
+mod examples;
 mod resolve;
 mod schema;
 mod settings;
@@ -8,6 +9,7 @@ mod source;
 mod write;
 
 pub use compare::changed_mathematics;
+pub use examples::{ExampleColumns, ExamplesConfig, TooLong};
 pub use settings::{Origin, Settings};
 pub use source::{Source, looks_like_hub_id};
 
@@ -110,6 +112,8 @@ pub struct DataConfig {
     /// Globs that choose files of the source; empty: all that can be read.
     pub files: Vec<String>,
     pub text_column: String,
+    /// `None`: running text.
+    pub examples: Option<ExamplesConfig>,
     pub shuffle: bool,
     pub tokenizer_threads: usize,
     /// Bound of the on-disk cache of hub shards, in GiB.
@@ -134,6 +138,8 @@ pub struct ValidationConfig {
     pub files: Vec<String>,
     /// How many tokens are scored at most.
     pub tokens: u64,
+    /// How many examples are scored at most; `None`: all.
+    pub examples: Option<usize>,
 }
 
 /// `[optimizer]` as given; the optimizer that `name` chooses checks the keys.
@@ -244,6 +250,12 @@ pub struct TrainConfig {
     pub checkpoint_every: u64,
     /// Checkpoints kept; at least 1.
     pub keep_last: usize,
+    /// Whether the checkpoint of the lowest validation loss is kept besides.
+    pub keep_best: bool,
+    /// Held-out examples that are answered at each evaluation; 0: none.
+    pub eval_exact_match: usize,
+    /// Tokens of such an answer at most.
+    pub exact_match_tokens: usize,
     /// Whether TensorBoard's event files are written beside metrics.jsonl.
     pub tensorboard: bool,
 }

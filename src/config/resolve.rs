@@ -6,7 +6,7 @@ use super::*;
 pub fn resolve(settings: Settings, name: &str, base: &Path) -> Result<RunConfig, ConfigError> {
     let model = model(&settings, base)?;
     let data = data(&settings, base)?;
-    let train = train(&settings)?;
+    let train = train(&settings, &data)?;
     let schedule = schedule(&settings)?;
     let tokenizer =
         settings.text("tokenizer.source").map(|text| Source::parse(text, &settings.base_of("tokenizer.source", base)));
@@ -58,7 +58,12 @@ fn lora(settings: &Settings, base: &Path) -> Result<Option<LoraConfig>, ConfigEr
 }
 
 /// One of a closed list of words.
-fn choice<T: Copy>(settings: &Settings, key: &str, default: T, words: &[(&str, T)]) -> Result<T, ConfigError> {
+pub(super) fn choice<T: Copy>(
+    settings: &Settings,
+    key: &str,
+    default: T,
+    words: &[(&str, T)],
+) -> Result<T, ConfigError> {
     let Some(given) = settings.text(key) else { return Ok(default) };
     if let Some((_, value)) = words.iter().find(|(word, _)| *word == given) {
         return Ok(*value);
@@ -208,7 +213,7 @@ fn data(settings: &Settings, base: &Path) -> Result<DataConfig, ConfigError> {
         return Err(ConfigError::flag("[data]", message));
     };
     let validation_given =
-        ["source", "files", "tokens"].iter().any(|key| settings.is_set(&format!("data.validation.{key}")));
+        ["source", "files", "tokens", "examples"].iter().any(|key| settings.is_set(&format!("data.validation.{key}")));
     let validation = if validation_given {
         let tokens = match positive(settings, "data.validation.tokens")? {
             Some(tokens) => tokens as u64,
@@ -220,7 +225,8 @@ fn data(settings: &Settings, base: &Path) -> Result<DataConfig, ConfigError> {
             let message = "`data.validation` needs `files` (a glob of the training source) or a `source` of its own";
             return Err(settings.error("data.validation.tokens", message));
         }
-        Some(ValidationConfig { source: validation_source, files, tokens })
+        let examples = positive(settings, "data.validation.examples")?;
+        Some(ValidationConfig { source: validation_source, files, tokens, examples })
     } else {
         None
     };
@@ -228,6 +234,7 @@ fn data(settings: &Settings, base: &Path) -> Result<DataConfig, ConfigError> {
         source,
         files: settings.texts("data.files").unwrap_or_default(),
         text_column: settings.text("data.text_column").unwrap_or("text").to_owned(),
+        examples: super::examples::resolve(settings)?,
         shuffle: settings.truth("data.shuffle").unwrap_or(true),
         tokenizer_threads: positive(settings, "data.tokenizer_threads")?.unwrap_or(1),
         cache_gib: within(settings, "data.cache_gib", 8.0, 0.0, 1e6)?,
@@ -284,7 +291,7 @@ fn device(settings: &Settings) -> Result<DeviceChoice, ConfigError> {
     }
 }
 
-fn train(settings: &Settings) -> Result<TrainConfig, ConfigError> {
+fn train(settings: &Settings, data: &DataConfig) -> Result<TrainConfig, ConfigError> {
     let missing = |key: &str| ConfigError::flag("[train]", format!("`train.{key}` is missing"));
     let sequence_length = positive(settings, "train.sequence_length")?.ok_or_else(|| missing("sequence_length"))?;
     let micro_batch = positive(settings, "train.micro_batch")?.ok_or_else(|| missing("micro_batch"))?;
@@ -322,6 +329,34 @@ fn train(settings: &Settings) -> Result<TrainConfig, ConfigError> {
         sample_prompt: settings.text("train.sample_prompt").map(str::to_owned),
         checkpoint_every: settings.whole("train.checkpoint_every").unwrap_or(0),
         keep_last: positive(settings, "train.keep_last")?.unwrap_or(3),
+        keep_best: keep_best(settings, data)?,
+        eval_exact_match: eval_exact_match(settings, data)?,
+        exact_match_tokens: positive(settings, "train.exact_match_tokens")?.unwrap_or(256),
         tensorboard: settings.truth("train.tensorboard").unwrap_or(false),
     })
+}
+
+/// The best checkpoint is kept where examples are trained on, unless the config says otherwise.
+fn keep_best(settings: &Settings, data: &DataConfig) -> Result<bool, ConfigError> {
+    let key = "train.keep_best";
+    match (settings.truth(key), &data.validation) {
+        (Some(true), None) => {
+            Err(settings.error(key, format!("`{key}` needs a validation loss: set `data.validation`")))
+        }
+        (Some(given), _) => Ok(given),
+        (None, validation) => Ok(validation.is_some() && data.examples.is_some()),
+    }
+}
+
+fn eval_exact_match(settings: &Settings, data: &DataConfig) -> Result<usize, ConfigError> {
+    let key = "train.eval_exact_match";
+    let problems = settings.whole(key).unwrap_or(0) as usize;
+    if problems > 0 && data.validation.is_none() {
+        return Err(settings.error(key, format!("`{key}` needs held-out examples: set `data.validation`")));
+    }
+    if !settings.is_set(key) && settings.is_set("train.exact_match_tokens") {
+        let key = "train.exact_match_tokens";
+        return Err(settings.error(key, format!("`{key}` has no meaning without `train.eval_exact_match`")));
+    }
+    Ok(problems)
 }

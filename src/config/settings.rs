@@ -34,7 +34,7 @@ impl Settings {
                     if path.is_empty() { key.get_ref().to_string() } else { format!("{path}.{}", key.get_ref()) };
                 let origin = at(key.span().start);
                 match value.into_inner() {
-                    DeValue::Table(inner) if inner.is_empty() => check_empty(&full, &origin)?,
+                    DeValue::Table(inner) if full == "lora" && inner.is_empty() => return Err(empty_lora(&origin)),
                     DeValue::Table(inner) if schema::is_section(&full) => pending.push((full, inner)),
                     other => settings.insert(full, plain(other, &origin)?, origin)?,
                 }
@@ -63,7 +63,7 @@ impl Settings {
         let mut pending = vec![(key.to_owned(), value)];
         while let Some((path, value)) = pending.pop() {
             match value {
-                DeValue::Table(inner) if inner.is_empty() => check_empty(&path, &origin)?,
+                DeValue::Table(inner) if path == "lora" && inner.is_empty() => return Err(empty_lora(&origin)),
                 DeValue::Table(inner) if schema::is_section(&path) => {
                     for (key, value) in inner {
                         pending.push((format!("{path}.{}", key.get_ref()), value.into_inner()));
@@ -157,16 +157,10 @@ impl Settings {
     }
 }
 
-/// Refuses an empty section that is none, or that seems to ask for something.
-fn check_empty(path: &str, origin: &Origin) -> Result<(), ConfigError> {
-    if path == "lora" {
-        let message = "`[lora]` is empty: give at least `lora.rank`, or leave the section out";
-        return Err(ConfigError::new(origin, message.into()));
-    }
-    if schema::is_section(path) {
-        return Ok(());
-    }
-    Err(ConfigError::new(origin, format!("`{path}` is not a section of vrtrain")))
+/// An empty section elsewhere asks for nothing; this one seems to ask for adapters.
+fn empty_lora(origin: &Origin) -> ConfigError {
+    let message = "`[lora]` is empty: give at least `lora.rank`, or leave the section out";
+    ConfigError::new(origin, message.into())
 }
 
 /// The value without spans.

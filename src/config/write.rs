@@ -37,7 +37,12 @@ pub fn entries(config: &RunConfig) -> Vec<(String, Value)> {
     if !data.files.is_empty() {
         put("data.files", texts(&data.files));
     }
-    put("data.text_column", text(&data.text_column));
+    match &data.examples {
+        None => put("data.text_column", text(&data.text_column)),
+        Some(examples) => {
+            super::examples::entries(examples).into_iter().for_each(|(key, value)| put(key, Some(value)));
+        }
+    }
     put("data.shuffle", Some(Value::Boolean(data.shuffle)));
     put("data.tokenizer_threads", size(Some(data.tokenizer_threads)));
     put("data.cache_gib", Some(Value::Float(data.cache_gib)));
@@ -47,6 +52,7 @@ pub fn entries(config: &RunConfig) -> Vec<(String, Value)> {
             put("data.validation.files", texts(&validation.files));
         }
         put("data.validation.tokens", whole(validation.tokens));
+        put("data.validation.examples", size(validation.examples));
     }
     put("optimizer.name", text(&config.optimizer.name));
     for (key, value) in &config.optimizer.keys {
@@ -106,6 +112,13 @@ pub fn entries(config: &RunConfig) -> Vec<(String, Value)> {
     put("train.sample_prompt", train.sample_prompt.as_deref().and_then(text));
     put("train.checkpoint_every", whole(train.checkpoint_every));
     put("train.keep_last", size(Some(train.keep_last)));
+    if data.validation.is_some() {
+        put("train.keep_best", Some(Value::Boolean(train.keep_best)));
+    }
+    if train.eval_exact_match > 0 {
+        put("train.eval_exact_match", size(Some(train.eval_exact_match)));
+        put("train.exact_match_tokens", size(Some(train.exact_match_tokens)));
+    }
     put("train.tensorboard", Some(Value::Boolean(train.tensorboard)));
     if let Some(lora) = &config.lora {
         put("lora.init", lora.init.as_ref().map(|init| Value::String(init.to_string())));

@@ -28,6 +28,9 @@ pub struct Record {
     /// Validation loss after this step, where one was taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_loss: Option<f64>,
+    /// Share of held-out problems answered right after this step, where they were asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exact_match: Option<f64>,
 }
 
 /// Reads all records of a run.

@@ -56,7 +56,7 @@ impl Run<'_> {
     pub(super) fn one_step(&mut self, started: Instant) -> Result<Record> {
         let step = self.step + 1;
         self.store.start_gradients();
-        let mut loss = LossSum::default();
+        let (mut loss, mut tokens) = (LossSum::default(), 0);
         // Only optimizers with a second pass need the batches again.
         let keep = self.optimizer.needs_second_pass();
         let mut batches = Vec::new();
@@ -70,6 +70,7 @@ impl Run<'_> {
                 return Err(StepError::LossNotFinite { step, loss, micro_batch: micro_batch + 1, rows, place }.into());
             }
             loss += part;
+            tokens += (batch.inputs.len() - batch.padding) as u64;
             if keep {
                 batches.push(batch);
             }
@@ -99,7 +100,7 @@ impl Run<'_> {
         })?;
 
         self.step = step;
-        self.tokens += loss.count;
+        self.tokens += tokens;
         let seconds = started.elapsed().as_secs_f64();
         Ok(Record {
             step,
@@ -111,8 +112,9 @@ impl Run<'_> {
             gate: report.gate,
             velocity_sq: report.velocity_sq,
             step_ms: 1e3 * seconds,
-            tokens_per_s: loss.count as f64 / seconds,
+            tokens_per_s: tokens as f64 / seconds,
             val_loss: None,
+            exact_match: None,
         })
     }
 }
