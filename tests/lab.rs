@@ -260,7 +260,9 @@ fn the_sharpness_of_a_gpt2_is_pytorchs() {
     let assignments = ["optimizer.lr=1e-30", "train.steps=1", "schedule.warmup_steps=0"];
     let mut command = vrtrain();
     command.args(["pretrain", "--quiet", "--config"]).arg(config).arg("--run-dir").arg(&run_dir);
-    assignments.iter().for_each(|set| drop(command.args(["--set", set])));
+    for assignment in assignments {
+        command.args(["--set", assignment]);
+    }
     succeed(&mut command);
     let output =
         succeed(vrtrain().args(["sharpness", "--json", "--examples", "4", "--iterations", "24"]).arg(&run_dir));

@@ -1,9 +1,7 @@
 //! `vrtrain sharpness`: the largest eigenvalues of the Hessian at a run's checkpoints, beside the edges of stability.
 
-use super::setup;
 use super::{Ending, print_json, task};
 use crate::config::{ConfigError, RunConfig, TaskRunConfig};
-use crate::data::{Order, StreamSettings, TokenStream};
 use crate::lab::problem::Problem;
 use crate::lab::tracking::{Measurement, Point, Settings, chart, measure};
 use crate::model::ModelShape;
@@ -136,14 +134,16 @@ fn language_model<'a>(run: &Path, stored: &Path, options: &Options) -> Result<Su
     if let Some(length) = options.sequence_length {
         config.train.sequence_length = length;
     }
+    // In the order of the files, whatever order the run drew.
+    config.data.shuffle = false;
     let prepared = super::prepare::prepare(config, Some(&super::target::model_folder(run)))?;
+    if prepared.adapted.is_some() {
+        bail!("{} trains adapters: sharpness takes runs that train whole models", run.display());
+    }
     let shape: ModelShape = prepared.model.clone();
     let layout = Arc::new(Layout::new(shape.parameter_specs()));
-    let settings =
-        StreamSettings { order: Order::Sequential, ..setup::stream_settings(&prepared.config, shape.vocab_size()) };
-    let mut stream =
-        TokenStream::open(Arc::clone(&prepared.data.training), prepared.tokenizer.as_ref(), &settings, None)?;
-    let batch = stream.next_batch(options.examples)?;
+    let mut feed = prepared.data.feed(&prepared.config, prepared.tokenizer.as_ref(), shape.vocab_size(), None)?;
+    let batch = feed.next_batch(options.examples)?;
     let (of_loss, seed, optimizer) = (Arc::clone(&layout), prepared.config.seed, prepared.optimizer.clone());
     let loss = move |tensors: &[Tensor]| {
         let (sum, count) = shape.twin_loss(&of_loss, tensors, view(&batch))?;

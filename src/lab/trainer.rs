@@ -173,6 +173,8 @@ impl TaskRun<'_> {
             optimizer: self.optimizer_name.clone(),
             optimizer_scalars: optimizer.scalars.clone(),
             pending: None,
+            base: None,
+            best: None,
         };
         checkpoints.write(self.store.layout(), self.store.weights(), &optimizer, &state, self.keep_last)?;
         Ok(())
