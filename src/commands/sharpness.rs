@@ -3,6 +3,7 @@
 use super::{Ending, print_json, task};
 use crate::config::{ConfigError, RunConfig, TaskRunConfig};
 use crate::lab::problem::Problem;
+use crate::lab::sharpness::Loss;
 use crate::lab::tracking::{Measurement, Point, Settings, chart, measure};
 use crate::model::ModelShape;
 use crate::optim::OptimizerConfig;
@@ -35,7 +36,7 @@ struct Subject<'a> {
     layout: Arc<Layout>,
     optimizer: OptimizerConfig,
     seed: u64,
-    loss: Box<dyn Fn(&[Tensor]) -> Result<Tensor> + 'a>,
+    loss: Loss<'a>,
 }
 
 /// Measures and shows.

@@ -52,7 +52,7 @@ impl Images {
 
     fn read_binary(&mut self, file: &dyn ByteSource, limit: usize) -> Result<()> {
         ensure!(
-            file.len() > 0 && file.len().is_multiple_of(RECORD as u64),
+            !file.is_empty() && file.len().is_multiple_of(RECORD as u64),
             "{} bytes are not a whole number of CIFAR-10 records of {RECORD}: it takes the binary version \
              (data_batch_1.bin ...) or the hub's parquet files",
             file.len()

@@ -13,11 +13,14 @@ use candle_core::{DType, Device, Tensor, Var};
 /// The h of a central difference along a vector of length 1.
 const STEP: f64 = 1e-4;
 
-/// A loss as a function of parameters, and its gradient.
+/// A loss as a function of the parameters, in the layout's order.
+pub type Loss<'a> = Box<dyn Fn(&[Tensor]) -> Result<Tensor> + 'a>;
+
+/// Such a loss and its gradient.
 pub struct Gradient<'a> {
     variables: Vec<Var>,
     shapes: Vec<Vec<usize>>,
-    loss: Box<dyn Fn(&[Tensor]) -> Result<Tensor> + 'a>,
+    loss: Loss<'a>,
 }
 
 impl<'a> Gradient<'a> {
@@ -234,8 +237,9 @@ pub fn symmetric_eigen(matrix: &[Vec<f64>]) -> (Vec<f64>, Vec<Vec<f64>>) {
                 for row in &mut a {
                     (row[p], row[q]) = rotate(row[p], row[q]);
                 }
-                for column in 0..size {
-                    (a[p][column], a[q][column]) = rotate(a[p][column], a[q][column]);
+                let (above, below) = a.split_at_mut(q);
+                for (x, y) in above[p].iter_mut().zip(&mut below[0]) {
+                    (*x, *y) = rotate(*x, *y);
                 }
                 for row in &mut vectors {
                     (row[p], row[q]) = rotate(row[p], row[q]);
