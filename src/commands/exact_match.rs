@@ -7,7 +7,7 @@ use crate::eval::exact_match::{Examination, Problem, exact_match};
 use crate::eval::gsm8k_answer::openai_answer;
 use crate::generate::Limits;
 use crate::model::{Decoder, ModelShape};
-use crate::params::{ParameterStore, on_cpu};
+use crate::params::ParameterStore;
 use crate::train::Interrupt;
 use anyhow::{Context, Result};
 
@@ -63,7 +63,7 @@ impl Exam {
             interrupted: &|| interrupt.requested(),
         };
         let right =
-            on_cpu(store.weights(), |weights| exact_match(&mut decoder, weights, &self.problems, &mut examination))?;
+            store.read_on_cpu(|weights| exact_match(&mut decoder, weights, &self.problems, &mut examination))?;
         let right = right.context("answering held-out problems")?;
         Ok(right.map(|right| right as f64 / self.problems.len() as f64))
     }

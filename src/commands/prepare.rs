@@ -1,5 +1,6 @@
 //! A run before its first byte is written: everything resolved, opened and checked.
 
+use super::adapted::{self, Adapted};
 use super::exact_match::Exam;
 use super::run_data::{self, RunData};
 use super::setup::{self, FoundTokenizer, Initial, LazyHub, ModelPlan};
@@ -9,6 +10,7 @@ use crate::data::{ChatTemplate, TextTokenizer};
 use crate::model::ModelShape;
 use crate::ops::product::Precision;
 use crate::optim::{OptimizerConfig, Schedule, Value};
+use crate::params::Layout;
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use std::path::{Path, PathBuf};
@@ -18,6 +20,8 @@ pub struct Prepared {
     pub config: RunConfig,
     pub model: ModelShape,
     pub initial: Initial,
+    /// Where adapters are trained: what they are, and their base.
+    pub adapted: Option<Adapted>,
     pub tokenizer: Option<TextTokenizer>,
     pub tokenizer_files: TokenizerFiles,
     pub data: RunData,
@@ -42,6 +46,33 @@ pub enum TokenizerFiles {
     Copy(Vec<PathBuf>),
     /// The quickstart's own.
     Trained,
+}
+
+impl Prepared {
+    /// The trainable layout: the model's own, or that of its adapters.
+    pub fn layout(&self) -> Result<Layout> {
+        match &self.adapted {
+            Some(adapted) => adapted.layout(&self.model),
+            None => Ok(Layout::new(self.model.parameter_specs())),
+        }
+    }
+
+    /// Fills `numbers` (a flat storage of `layout`) with what a fresh run begins with.
+    pub fn initialize(&self, layout: &Layout, numbers: &mut [f32]) -> Result<()> {
+        match &self.adapted {
+            Some(adapted) => adapted.initialize(layout, self.config.seed, numbers),
+            None => self.initial.load(&self.model, layout, self.config.seed, numbers),
+        }
+    }
+
+    /// FLOPs of one token's forward and backward pass. A frozen matrix costs two products instead of three.
+    pub fn flops_per_token(&self, layout: &Layout) -> f64 {
+        let time = self.config.train.sequence_length;
+        match &self.adapted {
+            None => self.model.flops_per_token(time),
+            Some(_) => self.model.flops_per_token_frozen(time) + 6.0 * layout.count() as f64,
+        }
+    }
 }
 
 /// Resolves and opens everything that the config names. `stored` is a resumed run's own folder of model and tokenizer,
@@ -76,14 +107,25 @@ pub fn prepare(mut config: RunConfig, stored: Option<&Path>) -> Result<Prepared>
         }
     };
     let vocabulary = found.as_ref().map(TextTokenizer::vocabulary_size);
+    let plan = || setup::model_plan(&config.model, &hub, vocabulary, config.train.sequence_length);
     let ModelPlan { config: model, initial } = match stored {
         Some(folder) => {
-            let config = setup::read_model_config(&folder.join("config.json"))?;
-            ModelPlan { config, initial: Initial::Checkpoint }
+            let shape = setup::read_model_config(&folder.join("config.json"))?;
+            // Adapters need their base again; whether it is still the same, the checkpoint's sha256 tells.
+            let initial = if config.lora.is_some() { plan()?.initial } else { Initial::Checkpoint };
+            ModelPlan { config: shape, initial }
         }
-        None => setup::model_plan(&config.model, &hub, vocabulary, config.train.sequence_length)?,
+        None => plan()?,
     };
     check_fit(&config, &model, vocabulary)?;
+    if config.lora.is_some() && !device.is_cpu() {
+        let message = "`[lora]`: adapters are trained on the CPU alone in this version: set `train.device` = \"cpu\"";
+        return Err(config.settings.0.error("train.device", message).into());
+    }
+    let (initial, adapted) = match config.lora {
+        None => (initial, None),
+        Some(_) => (Initial::Checkpoint, adapted::resolve(&config, &model, initial, &hub, stored)?),
+    };
     shape::complete(&mut config.model, &model);
     if let (DataSource::Quickstart, Some(examples)) = (&config.data.source, &config.data.examples) {
         let tokenizer = found.as_ref().context("fine-tuning needs a tokenizer")?;
@@ -105,6 +147,7 @@ pub fn prepare(mut config: RunConfig, stored: Option<&Path>) -> Result<Prepared>
         config,
         model,
         initial,
+        adapted,
         tokenizer: found,
         tokenizer_files,
         data,

@@ -1,5 +1,6 @@
 //! `vrtrain pretrain` and `vrtrain finetune`: resolve and check everything, then make the run folder and train.
 
+use super::adapted::{Adapted, refuse_changed_base};
 use super::prepare::{Prepared, TokenizerFiles, prepare};
 use super::setup;
 use super::target::model_folder;
@@ -7,11 +8,12 @@ use super::{ConfigChoice, Ending, device, print_json, quickstart};
 use crate::config::{ConfigError, RunConfig, changed_mathematics};
 use crate::data::{Feed, ValidationSet};
 use crate::generate::{Limits, SamplingOptions};
+use crate::model::adapter::peft;
 use crate::model::{Decoder, Engine};
 use crate::ops::product::Precision;
 use crate::optim::Optimizer;
-use crate::params::{Layout, ParameterStore, on_cpu};
-use crate::train::checkpoint::{self, Checkpoints, State};
+use crate::params::{Layout, ParameterStore};
+use crate::train::checkpoint::{self, BaseRecord, Checkpoints, State};
 use crate::train::{
     Events, Examiner, GIB, Hooks, Interrupt, Outcome, Peak, Phase, Progress, Run, RunFolder, Sample, Start, Status,
     StepLines, Verbosity, fresh_path, human_duration, is_run, short,
@@ -63,15 +65,18 @@ fn pretrain(options: &Options) -> Result<Ending> {
         return finish(options, &path, state.step, Summary::default());
     }
 
-    let layout = Arc::new(Layout::new(prepared.model.parameter_specs()));
-    let mut store = ParameterStore::new(Arc::clone(&layout), &prepared.device)?;
+    let layout = Arc::new(prepared.layout()?);
+    let base = prepared.adapted.as_ref().map(|adapted| base_of(adapted, resumed.as_ref())).transpose()?;
+    let frozen = prepared.adapted.as_ref().map(|adapted| adapted.load_base(&prepared.model)).transpose()?;
+    let mut store = ParameterStore::new(Arc::clone(&layout), &prepared.device)?.beside(frozen);
     let mut weights = vec![0.0; layout.len()];
     match &resumed {
         Some((_, folder)) => checkpoint::read_weights(folder, &layout, &mut weights)?,
-        None => prepared.initial.load(&prepared.model, &layout, prepared.config.seed, &mut weights)?,
+        None => prepared.initialize(&layout, &mut weights)?,
     }
     store.set_weights(weights)?;
-    if prepared.precision == Precision::Bf16 {
+    // Adapters are multiplied in f32.
+    if prepared.precision == Precision::Bf16 && prepared.adapted.is_none() {
         store.keep_rounded()?;
     }
     let mut optimizer = prepared.optimizer.build(&layout, &prepared.device)?;
@@ -92,7 +97,7 @@ fn pretrain(options: &Options) -> Result<Ending> {
     }
     Status::of_this_process(Phase::Running, prepared.steps).write(&path)?;
     let state = resumed.map(|(state, _)| state);
-    let peak = peak(&prepared);
+    let peak = peak(&prepared, &layout);
     if verbosity == Verbosity::Normal {
         announce(&prepared, &layout, &path, validation.as_ref(), state.as_ref(), &peak);
     }
@@ -101,14 +106,12 @@ fn pretrain(options: &Options) -> Result<Ending> {
     if first > 0 {
         progress.recall(&crate::train::read_metrics(&path)?);
     }
-    let parts = Parts { store, optimizer, stream, validation, state };
+    let parts = Parts { store, optimizer, stream, validation, state, base };
     let fresh = first == 0;
     let before = match &prepared.held_out {
-        Some(held_out) if fresh && options.stage == Stage::Finetune => {
-            Some(on_cpu(parts.store.weights(), |weights| {
-                quickstart::examine(held_out, &prepared, &layout, weights, verbosity, " before fine-tuning")
-            })??)
-        }
+        Some(held_out) if fresh && options.stage == Stage::Finetune => Some(parts.store.read_on_cpu(|weights| {
+            quickstart::examine(held_out, &prepared, &layout, weights, verbosity, " before fine-tuning")
+        })??),
         _ => None,
     };
     let look_first = fresh && options.stage == Stage::Finetune;
@@ -129,7 +132,7 @@ fn pretrain(options: &Options) -> Result<Ending> {
         return Ok(Ending::Interrupted);
     }
     let report = match &prepared.held_out {
-        Some(held_out) => Some(on_cpu(trained.store.weights(), |weights| {
+        Some(held_out) => Some(trained.store.read_on_cpu(|weights| {
             let when = if options.stage == Stage::Finetune { " after fine-tuning" } else { "" };
             quickstart::examine(held_out, &prepared, &layout, weights, verbosity, when)
         })??),
@@ -147,6 +150,19 @@ fn newest_checkpoint(run: &Path) -> Result<Option<(State, PathBuf)>> {
         return Ok(None);
     };
     Ok(Some((checkpoint::read_state(&folder)?, folder)))
+}
+
+/// What checkpoints record of the adapters' base; a resumed run's must still be the same.
+fn base_of(adapted: &Adapted, resumed: Option<&(State, PathBuf)>) -> Result<BaseRecord> {
+    match resumed {
+        None => adapted.record(),
+        Some((state, folder)) => {
+            let record = state.base.as_ref();
+            let record = record.with_context(|| format!("{} names no base of its adapters", folder.display()))?;
+            refuse_changed_base(adapted, record)?;
+            Ok(record.clone())
+        }
+    }
 }
 
 /// The config, whether the run is fresh, and its folder.
@@ -243,6 +259,10 @@ fn write_model_folder(prepared: &Prepared, folder: &Path) -> Result<()> {
         let marks = prepared.tokenizer.as_ref().map(setup::text_marks);
         let config = serde_json::to_vec_pretty(&prepared.model.to_hugging_face(marks))?;
         checkpoint::replace_file(&folder.join("config.json"), &config)?;
+        if let Some(adapted) = &prepared.adapted {
+            let config = serde_json::to_vec_pretty(&adapted.peft_config(&prepared.model))?;
+            checkpoint::replace_file(&folder.join(peft::CONFIG), &config)?;
+        }
         match &prepared.tokenizer_files {
             TokenizerFiles::None => {}
             TokenizerFiles::Copy(files) => {
@@ -279,7 +299,11 @@ fn announce(
     let Prepared { config, model, data, .. } = prepared;
     let train = &config.train;
     eprintln!("run        {}", path.display());
-    eprintln!("model      {}: {} parameters", model.describe(), short(layout.count() as f64));
+    let count = Layout::new(model.parameter_specs()).count();
+    eprintln!("model      {}: {} parameters", model.describe(), short(count as f64));
+    if let Some(adapted) = &prepared.adapted {
+        eprintln!("adapters   {}", adapted.describe(layout.count(), model));
+    }
     data.describe(validation).iter().for_each(|line| eprintln!("{line}"));
     eprintln!(
         "optimizer  {}, lr {:e}; {} of {} steps",
@@ -297,7 +321,10 @@ fn announce(
         train.sequence_length
     );
     prepared.reasons.iter().for_each(|line| eprintln!("{line}"));
-    eprintln!("memory     about {:.2} GiB", super::plan::memory(prepared, layout).total() as f64 / GIB);
+    // What the plan cannot tell (a base whose files have gone meanwhile) the run has found out already.
+    if let Ok(memory) = super::plan::memory(prepared, layout) {
+        eprintln!("memory     about {:.2} GiB", memory.total() as f64 / GIB);
+    }
     let left = (prepared.steps - state.map_or(0, |state| state.step)) as f64 * train.tokens_per_step as f64;
     match super::plan::typical_tokens_per_s(peak) {
         Some(speed) => {
@@ -331,13 +358,14 @@ struct Parts {
     stream: Feed,
     validation: Option<ValidationSet>,
     state: Option<State>,
+    base: Option<BaseRecord>,
 }
 
 /// What the device's products reach, and what a token needs.
-fn peak(prepared: &Prepared) -> Peak {
+fn peak(prepared: &Prepared, layout: &Layout) -> Peak {
     Peak {
         flops_per_s: prepared.device.is_cpu().then(|| super::doctor::measured_flops_per_s(prepared.precision)),
-        flops_per_token: prepared.model.flops_per_token(prepared.config.train.sequence_length),
+        flops_per_token: prepared.flops_per_token(layout),
     }
 }
 
@@ -357,7 +385,7 @@ fn train(
     look_first: bool,
 ) -> Result<(Trained, Outcome)> {
     let config = &prepared.config;
-    let Parts { store, optimizer, stream, validation, state } = parts;
+    let Parts { store, optimizer, stream, validation, state, base } = parts;
     let layout = Arc::clone(store.layout());
     let mut run = Run {
         folder,
@@ -381,6 +409,7 @@ fn train(
         checkpoint_every: config.train.checkpoint_every,
         sample_every: config.train.sample_every,
         keep_last: config.train.keep_last,
+        base,
         keep_best: config.train.keep_best,
         best: state.as_ref().and_then(|state| state.best),
         events: if config.train.tensorboard { Events::TensorBoard } else { Events::None },
@@ -413,7 +442,7 @@ fn sample(prepared: &Prepared, store: &ParameterStore, step: u64) -> Result<Opti
     let limits =
         Limits { max_new_tokens: SAMPLE_TOKENS, end_of_text: &[tokenizer.end_of_text(), tokenizer.begin_of_text()] };
     let mut sampler = crate::generate::Sampler::new(SamplingOptions::GREEDY, prepared.model.vocab_size(), 0)?;
-    let completions = on_cpu(store.weights(), |weights| {
+    let completions = store.read_on_cpu(|weights| {
         let on_token = &mut |_, _| Ok(crate::generate::Flow::Continue);
         crate::generate::complete(&mut model, weights, &[ids], limits, &mut sampler, on_token)
     })??;

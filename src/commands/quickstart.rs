@@ -8,7 +8,7 @@ use crate::data::{DataSet, FileKind, MemoryFile, SourceFile, TextTokenizer};
 use crate::eval::exact_match as exam;
 use crate::generate::Limits;
 use crate::model::Decoder;
-use crate::params::Layout;
+use crate::params::{Layout, Weights};
 use crate::quickstart::corpus::{self, Problem};
 use crate::quickstart::tokenizer;
 use crate::train::Verbosity;
@@ -113,7 +113,7 @@ pub fn examine(
     held_out: &HeldOut,
     prepared: &Prepared,
     layout: &Arc<Layout>,
-    weights: &[f32],
+    weights: Weights,
     verbosity: Verbosity,
     when: &str,
 ) -> Result<Report> {

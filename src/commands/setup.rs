@@ -19,9 +19,9 @@ pub const TOKENIZER_FILES: &[&str] = &[
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "chat_template.jinja",
     "vocab.json",
     "merges.txt",
-    "chat_template.jinja",
 ];
 
 /// The hub client, made when the first thing needs it: a run on local files asks nothing of the environment.
@@ -134,21 +134,39 @@ pub enum Initial {
 }
 
 impl Initial {
+    /// The weight files.
+    pub fn files(&self) -> Result<Vec<PathBuf>> {
+        match self {
+            Self::Scratch => Ok(Vec::new()),
+            Self::Folder(folder) => weights::files_of_folder(folder),
+            Self::OtherRun(folder) => Ok(vec![folder.join(weights::SINGLE)]),
+            Self::Hub(model) => model.download_weights(LazyHub::default().get()?),
+            Self::Checkpoint => bail!("the weights of a resumed run are in its checkpoint"),
+        }
+    }
+
+    /// How many bytes the weight files have.
+    pub fn weight_bytes(&self) -> Result<u64> {
+        match self {
+            Self::Hub(model) => model.weight_bytes(LazyHub::default().get()?),
+            _ => {
+                let sizes = self.files()?.into_iter().map(|file| Ok(std::fs::metadata(file)?.len()));
+                sizes.sum::<Result<u64>>()
+            }
+        }
+    }
+
     /// Fills `weights` (a flat storage of `layout`).
     pub fn load(&self, shape: &ModelShape, layout: &Layout, seed: u64, numbers: &mut [f32]) -> Result<()> {
-        let files = match self {
+        match self {
             Self::Scratch => {
                 shape.initialize(layout, seed, numbers);
                 return Ok(());
             }
-            Self::Folder(folder) => weights::files_of_folder(folder)?,
-            Self::OtherRun(folder) => {
-                return checkpoint::read_weights(folder, layout, numbers).context("cannot load `model.init`");
-            }
-            Self::Hub(model) => model.download_weights(LazyHub::default().get()?)?,
-            Self::Checkpoint => bail!("the weights of a resumed run are in its checkpoint"),
-        };
-        shape.load(layout, &files, numbers).context("cannot load `model.init`")
+            Self::OtherRun(folder) => checkpoint::read_weights(folder, layout, numbers),
+            Self::Folder(_) | Self::Hub(_) | Self::Checkpoint => shape.load(layout, &self.files()?, numbers),
+        }
+        .context("cannot load `model.init`")
     }
 }
 
@@ -164,6 +182,11 @@ pub fn model_plan(
             ensure!(folder.is_dir(), "`model.init`: there is no folder {}", folder.display());
             let target = Target::open(&folder.to_string_lossy()).context("`model.init`")?;
             if let Weights::Checkpoint(checkpoint) = target.weights {
+                ensure!(
+                    target.adapted.is_none(),
+                    "`model.init`: {} trained adapters: `vrtrain export --merge` makes a model of it first",
+                    folder.display()
+                );
                 let plan = ModelPlan { config: target.config, initial: Initial::OtherRun(checkpoint) };
                 return check_architecture(model, plan);
             }

@@ -47,6 +47,8 @@ pub struct RunConfig {
     pub optimizer: OptimizerSettings,
     pub schedule: ScheduleConfig,
     pub train: TrainConfig,
+    /// `None`: every weight is trained.
+    pub lora: Option<LoraConfig>,
     /// What the user gave and where, for later error messages.
     pub settings: SettingsOrigin,
 }
@@ -79,7 +81,7 @@ impl Architecture {
 }
 
 /// The model: loaded from `init`, or built from scratch with the given shape.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ModelConfig {
     /// `None`: the one that `init` is of.
     pub arch: Option<Architecture>,
@@ -197,6 +199,31 @@ pub enum DeviceChoice {
     Auto,
     Cpu,
     Cuda(usize),
+}
+
+/// How the frozen base of adapters is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quantization {
+    /// As its files have it.
+    None,
+    /// Matrices of the blocks in 4 bits.
+    Nf4,
+}
+
+/// Low-rank adapters: they are trained, the model is frozen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraConfig {
+    /// Adapters to begin with, in PEFT's format; they say rank, alpha, rslora and targets. `None`: fresh ones.
+    pub init: Option<Source>,
+    pub rank: Option<usize>,
+    pub alpha: Option<f64>,
+    /// Whether alpha is divided by the rank's square root instead of the rank.
+    pub rslora: Option<bool>,
+    /// Names of the layers that get an adapter.
+    pub targets: Option<Vec<String>>,
+    /// Of the adapters' inputs.
+    pub dropout: f64,
+    pub quantize: Quantization,
 }
 
 /// The loop: batch sizes, lengths, intervals.

@@ -15,8 +15,46 @@ pub fn resolve(settings: Settings, name: &str, base: &Path) -> Result<RunConfig,
     };
     let optimizer = OptimizerSettings { name: optimizer_name.to_owned(), keys: settings.optimizer_keys() };
     let seed = settings.whole("seed").unwrap_or(1337);
+    let lora = lora(&settings, base)?;
     let settings = SettingsOrigin(settings);
-    Ok(RunConfig { name: name.to_owned(), seed, model, tokenizer, data, optimizer, schedule, train, settings })
+    Ok(RunConfig { name: name.to_owned(), seed, model, tokenizer, data, optimizer, schedule, train, lora, settings })
+}
+
+/// `[lora]`, if any of its keys is given.
+fn lora(settings: &Settings, base: &Path) -> Result<Option<LoraConfig>, ConfigError> {
+    const OWN: [&str; 4] = ["lora.rank", "lora.alpha", "lora.rslora", "lora.targets"];
+    let others = ["lora.init", "lora.dropout", "lora.quantize"];
+    if !OWN.iter().chain(&others).any(|key| settings.is_set(key)) {
+        return Ok(None);
+    }
+    let init = settings.text("lora.init").map(|text| Source::parse(text, &settings.base_of("lora.init", base)));
+    if let Some(init) = &init
+        && let Some(key) = OWN.iter().find(|key| settings.is_set(key))
+    {
+        let message = format!("`{key}` conflicts with `lora.init`: it is read from {init}; leave it out");
+        return Err(settings.error(key, message));
+    }
+    let fresh = init.is_none();
+    let rank = positive(settings, "lora.rank")?.unwrap_or(16);
+    if rank > 1 << 16 {
+        return Err(settings.error("lora.rank", format!("`lora.rank` = {rank} is too large")));
+    }
+    // Twice the rank: the usual factor of 2.
+    let alpha = within(settings, "lora.alpha", 2.0 * rank as f64, 1e-6, 1e9)?;
+    let targets = settings.texts("lora.targets").unwrap_or_else(|| vec!["all-linear".into()]);
+    if targets.is_empty() || targets.iter().any(String::is_empty) {
+        return Err(settings.error("lora.targets", "`lora.targets` is empty: give names of layers, or \"all-linear\""));
+    }
+    let words = [("nf4", Quantization::Nf4)];
+    Ok(Some(LoraConfig {
+        init,
+        rank: fresh.then_some(rank),
+        alpha: fresh.then_some(alpha),
+        rslora: fresh.then_some(settings.truth("lora.rslora").unwrap_or(false)),
+        targets: fresh.then_some(targets),
+        dropout: within(settings, "lora.dropout", 0.0, 0.0, 0.99)?,
+        quantize: choice(settings, "lora.quantize", Quantization::None, &words)?,
+    }))
 }
 
 /// One of a closed list of words.

@@ -94,6 +94,13 @@ pub const KEYS: &[(&str, Kind)] = &[
     ("train.eval_exact_match", Kind::Whole),
     ("train.exact_match_tokens", Kind::Whole),
     ("train.tensorboard", Kind::Truth),
+    ("lora.init", Kind::Text),
+    ("lora.rank", Kind::Whole),
+    ("lora.alpha", Kind::Number),
+    ("lora.rslora", Kind::Truth),
+    ("lora.targets", Kind::Texts),
+    ("lora.dropout", Kind::Number),
+    ("lora.quantize", Kind::Text),
 ];
 
 /// The kind of `key`, if such a key exists.
@@ -113,7 +120,7 @@ pub fn is_section(path: &str) -> bool {
 /// The existing key or section nearest to `key`: the same last word elsewhere, else the least changed spelling.
 pub fn nearest(key: &str) -> Option<String> {
     let last = |path: &str| path.rsplit('.').next().unwrap_or(path).to_owned();
-    let sections = ["model", "tokenizer", "data", "data.validation", "optimizer", "schedule", "train"];
+    let sections = ["model", "tokenizer", "data", "data.validation", "optimizer", "schedule", "train", "lora"];
     let known = KEYS.iter().map(|(name, _)| *name).chain(sections);
     let same_word: Vec<_> = known.clone().filter(|name| last(name) == last(key)).collect();
     if let [only] = same_word[..] {

@@ -34,6 +34,7 @@ impl Settings {
                     if path.is_empty() { key.get_ref().to_string() } else { format!("{path}.{}", key.get_ref()) };
                 let origin = at(key.span().start);
                 match value.into_inner() {
+                    DeValue::Table(inner) if full == "lora" && inner.is_empty() => return Err(empty_lora(&origin)),
                     DeValue::Table(inner) if schema::is_section(&full) => pending.push((full, inner)),
                     other => settings.insert(full, plain(other, &origin)?, origin)?,
                 }
@@ -62,6 +63,7 @@ impl Settings {
         let mut pending = vec![(key.to_owned(), value)];
         while let Some((path, value)) = pending.pop() {
             match value {
+                DeValue::Table(inner) if path == "lora" && inner.is_empty() => return Err(empty_lora(&origin)),
                 DeValue::Table(inner) if schema::is_section(&path) => {
                     for (key, value) in inner {
                         pending.push((format!("{path}.{}", key.get_ref()), value.into_inner()));
@@ -153,6 +155,12 @@ impl Settings {
             _ => base.to_owned(),
         }
     }
+}
+
+/// An empty section elsewhere asks for nothing; this one seems to ask for adapters.
+fn empty_lora(origin: &Origin) -> ConfigError {
+    let message = "`[lora]` is empty: give at least `lora.rank`, or leave the section out";
+    ConfigError::new(origin, message.into())
 }
 
 /// The value without spans.

@@ -120,6 +120,21 @@ pub fn entries(config: &RunConfig) -> Vec<(String, Value)> {
         put("train.exact_match_tokens", size(Some(train.exact_match_tokens)));
     }
     put("train.tensorboard", Some(Value::Boolean(train.tensorboard)));
+    if let Some(lora) = &config.lora {
+        put("lora.init", lora.init.as_ref().map(|init| Value::String(init.to_string())));
+        put("lora.rank", size(lora.rank));
+        put("lora.alpha", lora.alpha.map(Value::Float));
+        put("lora.rslora", lora.rslora.map(Value::Boolean));
+        put("lora.targets", lora.targets.as_deref().and_then(texts));
+        put("lora.dropout", Some(Value::Float(lora.dropout)));
+        put(
+            "lora.quantize",
+            match lora.quantize {
+                Quantization::None => None,
+                Quantization::Nf4 => text("nf4"),
+            },
+        );
+    }
     out
 }
 

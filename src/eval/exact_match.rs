@@ -4,6 +4,7 @@
 use super::gsm8k_answer::grade;
 use crate::generate::{Flow, Limits, Sampler, SamplingOptions, complete};
 use crate::model::Decoder;
+use crate::params::Weights;
 use anyhow::Result;
 
 /// Prompts completed at a time.
@@ -31,7 +32,7 @@ pub struct Examination<'a> {
 /// How many problems are answered right; `None` if it was interrupted.
 pub fn exact_match(
     model: &mut Decoder,
-    weights: &[f32],
+    weights: Weights,
     problems: &[Problem],
     examination: &mut Examination,
 ) -> Result<Option<usize>> {

@@ -4,6 +4,7 @@ use super::gpt2::{Gpt2Cpu, Gpt2Generic};
 use super::llama::{LlamaCpu, LlamaGeneric};
 use super::{Batch, Labels, LossSum, ModelShape};
 use crate::config::Recompute;
+use crate::ops::dropout::Draw;
 use crate::ops::product::Precision;
 use crate::params::{Layout, ParameterStore};
 use anyhow::Result;
@@ -43,6 +44,16 @@ impl Engine {
                 let parameters = config.parameters(layout);
                 Self::LlamaGeneric(Box::new(LlamaGeneric { config: config.clone(), parameters }))
             }
+        }
+    }
+
+    /// What dropout draws in the next calls of [`Self::gradients`]; an evaluation never drops anything.
+    pub fn draw(&mut self, draw: Draw) {
+        match self {
+            Self::Gpt2(model) => model.draw = Some(draw),
+            Self::Llama(model) => model.draw = Some(draw),
+            // Without adapters, and so without dropout.
+            Self::Gpt2Generic(_) | Self::LlamaGeneric(_) => {}
         }
     }
 

@@ -43,9 +43,24 @@ pub struct State {
     pub optimizer_scalars: Vec<(String, f64)>,
     /// A step that is done but whose evaluation was interrupted: its record, to be completed on resume.
     pub pending: Option<super::Record>,
+    /// Where the weights are adapters: the frozen base that they belong to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<BaseRecord>,
     /// The checkpoint of the lowest validation loss so far, where that one is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub best: Option<Best>,
+}
+
+/// The frozen base of adapters: what to load, and how to know that it is still the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BaseRecord {
+    /// A hub id or a folder; `None`: drawn from `seed`.
+    pub source: Option<String>,
+    pub seed: Option<u64>,
+    /// `nf4`, or `None`: as the files have it.
+    pub quantize: Option<String>,
+    /// Weight file -> sha256 in hexadecimal.
+    pub sha256: BTreeMap<String, String>,
 }
 
 /// A checkpoint and its validation loss.
@@ -259,6 +274,11 @@ pub fn verify(folder: &Path) -> Result<()> {
         ensure!(found == *expected, "{name} is not what the manifest says: {found:?}, expected {expected:?}");
     }
     Ok(())
+}
+
+/// A file's sha256 in hexadecimal.
+pub fn sha256_of(path: &Path) -> Result<String> {
+    Ok(record(path)?.sha256)
 }
 
 fn record(path: &Path) -> Result<FileRecord> {

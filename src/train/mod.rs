@@ -26,7 +26,7 @@ use crate::model::{Batch, Documents, Engine};
 use crate::optim::{Optimizer, Schedule};
 use crate::params::ParameterStore;
 use anyhow::Result;
-use checkpoint::{Best, Checkpoints, State};
+use checkpoint::{BaseRecord, Best, Checkpoints, State};
 use std::time::Instant;
 
 /// A batch of data as the model takes it.
@@ -75,6 +75,8 @@ pub struct Run<'a> {
     pub checkpoint_every: u64,
     pub sample_every: u64,
     pub keep_last: usize,
+    /// The frozen base, where the store holds adapters.
+    pub base: Option<BaseRecord>,
     /// Whether the checkpoint of the lowest validation loss is kept, and which it is so far.
     pub keep_best: bool,
     pub best: Option<Best>,
@@ -248,6 +250,7 @@ impl Run<'_> {
             optimizer: self.optimizer_name.clone(),
             optimizer_scalars: optimizer.scalars.clone(),
             pending: self.pending.clone(),
+            base: self.base.clone(),
             best: self.best,
         };
         checkpoints.write(self.store.layout(), self.store.weights(), &optimizer, &state, self.keep_last)?;

@@ -3,7 +3,7 @@
 use super::view;
 use super::{Record, Run};
 use crate::data;
-use crate::model::{Engine, Labels as ModelLabels, LossSum};
+use crate::model::{Draw, Engine, Labels as ModelLabels, LossSum};
 use crate::optim::{GradientSource, Labels, OptimError, StepInput};
 use crate::params::ParameterStore;
 use crate::random::{Stream, generator};
@@ -32,12 +32,15 @@ struct StepBatches<'a> {
     engine: &'a mut Engine,
     batches: &'a [data::Batch],
     generator: ChaCha8Rng,
+    /// What dropout draws in the first micro-batch.
+    draw: Draw,
 }
 
 impl GradientSource for StepBatches<'_> {
     fn recompute(&mut self, store: &mut ParameterStore, labels: Labels) -> Result<()> {
         store.start_gradients();
-        for batch in self.batches {
+        for (micro_batch, batch) in self.batches.iter().enumerate() {
+            self.engine.draw(Draw { micro_batch: micro_batch as u64, ..self.draw });
             let labels = match labels {
                 Labels::Data => ModelLabels::Data,
                 Labels::Sampled => ModelLabels::Sampled(&mut self.generator),
@@ -59,6 +62,7 @@ impl Run<'_> {
         let mut batches = Vec::new();
         for micro_batch in 0..self.micro_batches {
             let batch = self.stream.next_batch(self.micro_batch).context("cannot read the training data")?;
+            self.engine.draw(Draw { seed: self.seed, step, micro_batch: micro_batch as u64 });
             let part = self.engine.gradients(&mut self.store, view(&batch), ModelLabels::Data)?;
             if !part.sum.is_finite() {
                 let place = self.stream.describe_position();
@@ -82,7 +86,12 @@ impl Run<'_> {
         let mut generator = generator(self.seed, Stream::SampledLabels);
         // The stream's place is a function of the step, so that a checkpoint holds no generator.
         generator.set_word_pos(u128::from(step) << 40);
-        let mut source = StepBatches { engine: &mut self.engine, batches: &batches, generator };
+        let mut source = StepBatches {
+            engine: &mut self.engine,
+            batches: &batches,
+            generator,
+            draw: Draw { seed: self.seed, step, micro_batch: 0 },
+        };
         let report = self.optimizer.step(&mut self.store, &input, &mut source).map_err(|source| match source {
             OptimError::NonFinite { .. } => {
                 StepError::GradientNotFinite { step, place: self.stream.describe_position(), source }.into()

@@ -3,6 +3,7 @@
 use super::{backward, forward, scratch_len};
 use crate::ops::attention::{Documents, InputGradients, Inputs, Saved, Shape, reference};
 use crate::ops::testing::*;
+use half::bf16;
 
 /// q, k, v, dy of `shape`.
 fn problem(shape: Shape) -> [Vec<f32>; 4] {
@@ -28,12 +29,12 @@ fn run_separate(shape: Shape, scale: f32) -> [Vec<f32>; 5] {
 
 fn run_documents(shape: Shape, scale: f32, documents: Documents) -> [Vec<f32>; 5] {
     let [q, k, v, dy] = problem(shape);
-    let inputs = Inputs::Separate { q: &q, k: &k, v: &v };
+    let inputs = Inputs::Separate { q: (&q).into(), k: (&k).into(), v: (&v).into() };
     let (mut y, mut log_sum_exp) = (vec![7.0; q.len()], vec![7.0; shape.batch * shape.heads * shape.sequence]);
     let mut scratch = vec![f32::NAN; scratch_len(shape)];
     forward(shape, scale, inputs, documents, &mut y, &mut log_sum_exp, &mut scratch);
     let (mut dq, mut dk, mut dv) = (vec![7.0; q.len()], vec![7.0; k.len()], vec![7.0; v.len()]);
-    let saved = Saved { inputs, documents, y: &y, log_sum_exp: &log_sum_exp };
+    let saved = Saved { inputs, documents, y: (&y).into(), log_sum_exp: &log_sum_exp };
     let gradients = InputGradients::Separate { dq: &mut dq, dk: &mut dk, dv: &mut dv };
     scratch.fill(f32::NAN);
     backward(shape, scale, saved, &dy, gradients, &mut scratch);
@@ -47,8 +48,8 @@ fn run_fused(shape: Shape, scale: f32) -> (Vec<f32>, Vec<f32>) {
     let (mut y, mut log_sum_exp) = (vec![7.0; q.len()], vec![7.0; shape.batch * shape.heads * shape.sequence]);
     let (mut scratch, mut gradient) = (vec![0.0; scratch_len(shape)], vec![7.0; fused.len()]);
     let documents = Documents::Whole;
-    forward(shape, scale, Inputs::Fused(&fused), documents, &mut y, &mut log_sum_exp, &mut scratch);
-    let saved = Saved { inputs: Inputs::Fused(&fused), documents, y: &y, log_sum_exp: &log_sum_exp };
+    forward(shape, scale, Inputs::Fused((&fused).into()), documents, &mut y, &mut log_sum_exp, &mut scratch);
+    let saved = Saved { inputs: Inputs::Fused((&fused).into()), documents, y: (&y).into(), log_sum_exp: &log_sum_exp };
     backward(shape, scale, saved, &dy, InputGradients::Fused(&mut gradient), &mut scratch);
     (y, gradient)
 }
@@ -98,7 +99,7 @@ fn the_future_plays_no_part() {
     let run = |k: &[f32], v: &[f32]| {
         let (mut y, mut logs) = (vec![0.0; q.len()], vec![0.0; 70]);
         let mut scratch = vec![0.0; scratch_len(shape)];
-        let inputs = Inputs::Separate { q: &q, k, v };
+        let inputs = Inputs::Separate { q: (&q).into(), k: k.into(), v: v.into() };
         forward(shape, 0.5, inputs, Documents::Whole, &mut y, &mut logs, &mut scratch);
         y
     };
@@ -108,6 +109,51 @@ fn the_future_plays_no_part() {
     let after = run(&k, &v);
     assert_eq!(before[..66 * 4], after[..66 * 4]);
     assert_ne!(before[66 * 4..], after[66 * 4..]);
+}
+
+/// y, log_sum_exp, dq, dk, dv from inputs rounded to bf16, with what is kept of y in bf16 too.
+fn run_in_bf16(shape: Shape, documents: Documents) -> [Vec<f32>; 5] {
+    let narrow = |v: &[f32]| v.iter().map(|&v| bf16::from_f32(v)).collect::<Vec<_>>();
+    let [q, k, v, dy] = problem(shape);
+    let [q, k, v] = [&q, &k, &v].map(|m| narrow(m));
+    let inputs = Inputs::Separate { q: q[..].into(), k: k[..].into(), v: v[..].into() };
+    let (mut y, mut log_sum_exp) = (vec![7.0; q.len()], vec![7.0; shape.batch * shape.heads * shape.sequence]);
+    let mut scratch = vec![f32::NAN; scratch_len(shape)];
+    forward(shape, shape.scale(), inputs, documents, &mut y, &mut log_sum_exp, &mut scratch);
+    let (mut dq, mut dk, mut dv) = (vec![7.0; q.len()], vec![7.0; k.len()], vec![7.0; v.len()]);
+    let kept = narrow(&y);
+    let saved = Saved { inputs, documents, y: kept[..].into(), log_sum_exp: &log_sum_exp };
+    let gradients = InputGradients::Separate { dq: &mut dq, dk: &mut dk, dv: &mut dv };
+    scratch.fill(f32::NAN);
+    backward(shape, shape.scale(), saved, &dy, gradients, &mut scratch);
+    [y, log_sum_exp, dq, dk, dv]
+}
+
+#[test]
+fn in_bf16_values_and_gradients_are_those_of_the_rounded_inputs_up_to_the_rounding_of_the_products() {
+    let shapes = [(2, 7, 2, 2, 16), (1, 65, 3, 1, 5), (1, 130, 2, 2, 64), (1, 300, 2, 1, 33)];
+    for (batch, sequence, heads, kv_heads, head_dim) in shapes {
+        let shape = Shape { batch, sequence, heads, kv_heads, head_dim };
+        let [q, k, v, dy] = problem(shape);
+        let [q, k, v] = [q, k, v].map(|m| m.iter().map(|&x| f64::from(bf16::from_f32(x))).collect::<Vec<_>>());
+        let (scale, dy) = (f64::from(shape.scale()), to_f64(&dy));
+        let (y, log_sum_exp) = reference::forward(shape, scale, &q, &k, &v);
+        let (dq, dk, dv) = reference::backward(shape, scale, &q, &k, &v, &dy);
+        let expected = [y, log_sum_exp, dq, dk, dv];
+        at_every_level(|level| {
+            let results = run_in_bf16(shape, Documents::Whole);
+            for ((a, e), name) in results.iter().zip(&expected).zip(["y", "log_sum_exp", "dq", "dk", "dv"]) {
+                // Half of bf16's last place is 2^-9 of a number; queries are rounded again after their scale.
+                let norm = e.iter().map(|e| e * e).sum::<f64>().sqrt();
+                let error = a.iter().zip(e).map(|(&a, e)| (f64::from(a) - e).powi(2)).sum::<f64>().sqrt();
+                assert!(error <= 0.015 * norm, "{name} {shape:?} {level:?}: {error} of {norm}");
+            }
+        });
+    }
+    let shape = Shape { batch: 2, sequence: 150, heads: 6, kv_heads: 3, head_dim: 24 };
+    assert_same_bits_for_any_threads(|| run_in_bf16(shape, Documents::Whole).concat());
+    let places = places(&[&[70, 1, 79], &[150]]);
+    assert_same_bits_for_any_threads(|| run_in_bf16(shape, Documents::Packed(&places)).concat());
 }
 
 #[test]
