@@ -169,7 +169,7 @@ impl Step {
             attention::backward(shape, shape.scale(), saved, &dy, InputGradients::Fused(&mut dqkv), &mut scratch);
         });
         let (keys, values) = (&qkv[..sequence * width], &qkv[sequence * width..2 * sequence * width]);
-        let cache = attention::Cache { keys, values, capacity: sequence, lengths: &[sequence] };
+        let cache = attention::Cache { keys, values, capacity: sequence, sequences: &[0], lengths: &[sequence] };
         let one = Shape { batch: 1, ..shape };
         let mut scratch = vec![0.0; attention::decode_scratch_len(sequence)];
         self.measure("attention, one row", 0, 0.0, || {

@@ -1,11 +1,16 @@
 //! The command line: arguments, dispatch, the error chain, exit codes. clap is known here alone.
 
-use crate::commands::{self, Ending, bench, doctor, eval, export, finetune, generate, lab, plan, pretrain};
+use crate::commands::{self, Ending, bench, chat, doctor, eval, export, finetune, generate, lab, plan, pretrain};
+use crate::commands::{report, runs, watch};
 use crate::config::{Architecture, ConfigError, ModelConfig, Recompute};
 use crate::ops::product::Precision;
 use crate::train::StepLines;
-use clap::{Args, Parser, Subcommand};
-use std::path::PathBuf;
+use anyhow::Context;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use report::Format;
+use std::io::Write;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Pre-train small GPTs and fine-tune LLMs from a terminal, with VRAdam.
@@ -43,8 +48,18 @@ enum Command {
     #[command(after_help = "Example:\n  vrtrain export runs/a --out my-model")]
     Export(ExportArgs),
     /// Measure a run or a model on a task.
-    #[command(after_help = "Example:\n  vrtrain eval runs/a --task perplexity --data wiki.test.txt --json")]
+    #[command(after_help = "Examples:\n  \
+        vrtrain eval runs/a --task perplexity --data wiki.test.txt --json\n  \
+        vrtrain eval runs/a --task gsm8k --data test.jsonl --shots-from train.jsonl --samples a.jsonl\n  \
+        vrtrain eval runs/a --task gsm8k --data test.jsonl --prompt template --limit 100\n  \
+        vrtrain eval openai-community/gpt2 --task hellaswag\n  \
+        vrtrain eval --compare a.jsonl b.jsonl")]
     Eval(EvalArgs),
+    /// Talk with a model through its chat template.
+    #[command(after_help = "Examples:\n  \
+        vrtrain chat HuggingFaceTB/SmolLM2-135M-Instruct\n  \
+        echo 'Why is the sky blue?' | vrtrain chat my-model --temperature 0.7")]
+    Chat(ChatArgs),
     /// Check this machine: device, instruction sets, memory, cache, hub, tokenizer.
     #[command(after_help = "Example:\n  vrtrain doctor --json")]
     Doctor(DoctorArgs),
@@ -54,6 +69,40 @@ enum Command {
     /// Measure this machine: a training step, or the optimizer alone.
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// Write runs down as one page of charts (the default), as pictures, or as tables.
+    #[command(after_help = "Examples:\n  \
+        vrtrain report runs/a                       # runs/a/report.html, opens in any browser, needs no network\n  \
+        vrtrain report runs/a runs/b --out ab.html\n  \
+        vrtrain report runs --svg --png --out figures/all\n  \
+        vrtrain report runs/a runs/b --markdown     # to stdout, for a pull request\n  \
+        vrtrain report runs/a --csv > a.csv")]
+    Report(ReportArgs),
+    /// Serve the page of charts live, on 127.0.0.1.
+    #[command(after_help = "Examples:\n  vrtrain watch runs/a\n  vrtrain watch runs --port 8000")]
+    Watch(WatchArgs),
+    /// List the runs below a folder: state, step, loss, speed, last seen.
+    #[command(after_help = "Examples:\n  vrtrain runs\n  vrtrain runs studies --json")]
+    Runs {
+        /// Where to look; left out: runs, or the working directory where there is no such folder.
+        #[arg(value_name = "DIR")]
+        folder: Option<PathBuf>,
+        /// One JSON array.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the completions of a shell.
+    #[command(after_help = "Examples:\n  \
+        vrtrain completions bash > ~/.local/share/bash-completion/completions/vrtrain\n  \
+        vrtrain completions zsh > ~/.zfunc/_vrtrain\n  \
+        vrtrain completions fish > ~/.config/fish/completions/vrtrain.fish")]
+    Completions { shell: clap_complete::Shell },
+    /// Write the man pages, one a command.
+    #[command(after_help = "Example:\n  vrtrain man --out ~/.local/share/man/man1")]
+    Man {
+        /// The folder to write into; it is made if it is not there.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
     /// The laboratory's studies.
     #[command(subcommand)]
     Lab(LabCommand),
@@ -88,8 +137,12 @@ struct StabilityArgs {
 #[derive(Subcommand)]
 enum BenchCommand {
     /// Tokens per second of a training step on random tokens, and where its time goes (default: GPT-2 124M).
+    #[command(after_help = "Example:\n  vrtrain bench train --n-layer 6 --n-embd 384 --n-head 6 --json")]
     Train(BenchTrainArgs),
+    /// Tokens per second of reading prompts and of writing, on a model's real weights.
+    Generate(BenchGenerateArgs),
     /// VRAdam's step beside AdamW's and beside the time that memory needs, on 124M parameters (2.7 GB).
+    #[command(after_help = "Example:\n  vrtrain bench optimizer --pairs 21 --json")]
     Optimizer {
         /// Alternated pairs of steps.
         #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..))]
@@ -140,6 +193,29 @@ struct BenchTrainArgs {
     json: bool,
 }
 
+#[derive(Args)]
+struct BenchGenerateArgs {
+    /// A run folder, a checkpoint, a model folder, or a hub id.
+    #[arg(value_name = "RUN|MODEL")]
+    target: String,
+    /// Texts at a time, at most 32.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    batch: u32,
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    prompt_tokens: u32,
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    new_tokens: u32,
+    /// Rounds that are measured, after one that is not.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// f32, or bf16: weights and operands of the products are rounded to bf16.
+    #[arg(long, default_value = "f32", value_parser = ["f32", "bf16"])]
+    dtype: String,
+    /// One JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
 /// Flags that choose a config.
 #[derive(Args)]
 struct ConfigArgs {
@@ -183,6 +259,12 @@ struct GenerateArgs {
     /// The token ids to continue, separated by commas.
     #[arg(long, value_delimiter = ',', value_name = "ID,ID,...")]
     prompt_ids: Option<Vec<u32>>,
+    /// Many prompts, one JSON object a line with `prompt` or `prompt_ids`; writes one JSON object a line, in their order.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_ids"])]
+    prompts: Option<PathBuf>,
+    /// How many of --prompts are completed at a time (default 16, at most 32); it changes no text.
+    #[arg(long)]
+    batch: Option<usize>,
     /// How many tokens to write at most.
     #[arg(long, default_value_t = 128)]
     max_new_tokens: usize,
@@ -195,12 +277,15 @@ struct GenerateArgs {
     /// Draw among the likeliest tokens whose probabilities reach p.
     #[arg(long, allow_negative_numbers = true)]
     top_p: Option<f64>,
-    /// Seed of the draws.
+    /// Seed of the draws (prompt N of --prompts, counted from 0, draws with seed + N).
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Stop before this text; may be given several times.
     #[arg(long)]
     stop: Vec<String>,
+    /// f32, or bf16: weights and operands of the products are rounded to bf16, which is quicker.
+    #[arg(long, default_value = "f32", value_parser = ["f32", "bf16"])]
+    dtype: String,
     /// One JSON object instead of streamed text.
     #[arg(long)]
     json: bool,
@@ -224,28 +309,102 @@ struct ExportArgs {
 }
 
 #[derive(Args)]
-struct EvalArgs {
+struct ChatArgs {
     /// A run folder, a checkpoint, a model folder, or a hub id.
     #[arg(value_name = "RUN|MODEL")]
     target: String,
+    /// A system message at the beginning of the conversation.
+    #[arg(long)]
+    system: Option<String>,
+    /// How many tokens a reply has at most.
+    #[arg(long, default_value_t = 512)]
+    max_new_tokens: usize,
+    /// 0 is greedy.
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    temperature: f64,
+    /// Draw among the k likeliest tokens only.
+    #[arg(long)]
+    top_k: Option<usize>,
+    /// Draw among the likeliest tokens whose probabilities reach p.
+    #[arg(long, allow_negative_numbers = true)]
+    top_p: Option<f64>,
+    /// Seed of the draws.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// f32, or bf16: weights and operands of the products are rounded to bf16, which is quicker.
+    #[arg(long, default_value = "f32", value_parser = ["f32", "bf16"])]
+    dtype: String,
+}
+
+#[derive(Args)]
+struct EvalArgs {
+    /// A run folder, a checkpoint, a model folder, or a hub id.
+    #[arg(value_name = "RUN|MODEL", required_unless_present = "compare")]
+    target: Option<String>,
     /// The task.
-    #[arg(long, value_parser = ["perplexity"])]
-    task: String,
-    /// What to score: a text, jsonl, parquet or .bin file, a folder, or a hub data set.
+    #[arg(long, required_unless_present = "compare", value_parser = ["perplexity", "gsm8k", "hellaswag", "lambada"])]
+    task: Option<String>,
+    /// McNemar's test on two files that --samples wrote: do they differ in how many they get right?
+    #[arg(long, num_args = 2, value_names = ["A.jsonl", "B.jsonl"], conflicts_with_all = ["target", "task"])]
+    compare: Option<Vec<PathBuf>>,
+    /// What to score: a text, jsonl, parquet or .bin file, a folder, or a hub data set; but for perplexity the task's own
+    /// data set on the hub if left out.
     #[arg(long, value_name = "FILE|DATASET")]
-    data: String,
+    data: Option<String>,
     /// Which files of a folder or data set; may be given several times.
     #[arg(long, value_name = "GLOB")]
     files: Vec<String>,
-    /// Column of the text in parquet and jsonl files.
-    #[arg(long, default_value = "text")]
-    text_column: String,
-    /// Targets of a window; left out: the smaller of the context and 2048.
+    /// Column of the text in parquet and jsonl files [default: text].
+    #[arg(long)]
+    text_column: Option<String>,
+    /// perplexity: targets of a window [default: the smaller of the context and 2048].
     #[arg(long)]
     window: Option<usize>,
-    /// Score at most this many targets.
+    /// perplexity: from one window's beginning to the next one's [default: the window, so that none overlap].
+    #[arg(long)]
+    stride: Option<usize>,
+    /// perplexity: score at most this many targets.
     #[arg(long)]
     max_tokens: Option<u64>,
+    /// Only the first so many problems.
+    #[arg(long)]
+    limit: Option<usize>,
+    /// gsm8k: as lm-evaluation-harness puts it (harness, cot), in the text of fine-tuning (template), or as a chat turn.
+    #[arg(long, value_parser = ["harness", "cot", "template", "chat"])]
+    prompt: Option<String>,
+    /// gsm8k: the text of --prompt template, with {prompt} in the question's place [default: the run's own, else "Question: {prompt}\nAnswer: "].
+    #[arg(long, allow_hyphen_values = true)]
+    template: Option<String>,
+    /// gsm8k: worked examples before each question [default: 5; cot: 8; template and chat: 0].
+    #[arg(long)]
+    shots: Option<usize>,
+    /// gsm8k: where the examples come from [default: the training part beside --data].
+    #[arg(long, value_name = "FILE|DATASET")]
+    shots_from: Option<String>,
+    /// gsm8k: seed of the examples' choice [default: 1234, as lm-evaluation-harness].
+    #[arg(long)]
+    seed: Option<u64>,
+    /// gsm8k: whose rule says what is right [default: lm-eval, strict and flexible].
+    #[arg(long, value_parser = ["lm-eval", "openai"])]
+    grader: Option<String>,
+    /// gsm8k: fill in the results of <<expressions=, as OpenAI's sampler does.
+    #[arg(long)]
+    calculator: bool,
+    /// gsm8k: tokens of an answer at most [default: 256].
+    #[arg(long)]
+    max_new_tokens: Option<usize>,
+    /// gsm8k: problems at a time [default: 16, at most 32]; it changes no answer.
+    #[arg(long)]
+    batch: Option<usize>,
+    /// f32, or bf16: weights and operands of the products are rounded to bf16, which is quicker.
+    #[arg(long, default_value = "f32", value_parser = ["f32", "bf16"])]
+    dtype: String,
+    /// Write one JSON object a problem to this file.
+    #[arg(long, value_name = "FILE")]
+    samples: Option<PathBuf>,
+    /// gsm8k: go on with the problems that the --samples file lacks.
+    #[arg(long)]
+    resume: bool,
     /// One JSON object.
     #[arg(long)]
     json: bool,
@@ -268,6 +427,59 @@ struct PlanArgs {
     /// One JSON object.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Args)]
+struct ReportArgs {
+    /// Run folders, or folders of runs.
+    #[arg(value_name = "RUN", required = true)]
+    runs: Vec<PathBuf>,
+    /// The file to write; with several formats each takes its own extension. Left out: report.EXTENSION in the folder of
+    /// a single run, else in the working directory; tables go to stdout.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// One page of charts that holds all it needs (the default).
+    #[arg(long)]
+    html: bool,
+    /// Six panels as a vector picture.
+    #[arg(long)]
+    svg: bool,
+    /// Six panels as a picture.
+    #[arg(long)]
+    png: bool,
+    /// A table of the runs, and one of the settings in which they differ.
+    #[arg(long)]
+    markdown: bool,
+    /// Every step of every run, all digits.
+    #[arg(long)]
+    csv: bool,
+}
+
+impl ReportArgs {
+    fn formats(&self) -> Vec<Format> {
+        let asked = [
+            (self.html, Format::Html),
+            (self.svg, Format::Svg),
+            (self.png, Format::Png),
+            (self.markdown, Format::Markdown),
+            (self.csv, Format::Csv),
+        ];
+        let formats: Vec<Format> = asked.into_iter().filter(|(asked, _)| *asked).map(|(_, format)| format).collect();
+        if formats.is_empty() { vec![Format::Html] } else { formats }
+    }
+}
+
+#[derive(Args)]
+struct WatchArgs {
+    /// Run folders, or folders of runs; new runs in them appear by themselves.
+    #[arg(value_name = "RUN", required = true)]
+    runs: Vec<PathBuf>,
+    /// The address to listen on. Anything but a loopback address opens the page to others.
+    #[arg(long, value_name = "ADDRESS")]
+    host: Option<IpAddr>,
+    /// The port to listen on, 0 for any; left out: 7077, or any where that one is taken.
+    #[arg(long)]
+    port: Option<u16>,
 }
 
 /// Parses, runs, reports; the process's exit code.
@@ -303,12 +515,15 @@ fn run(command: Command) -> anyhow::Result<Ending> {
             target: args.target,
             prompt: args.prompt,
             prompt_ids: args.prompt_ids,
+            prompts: args.prompts,
+            batch: args.batch,
             max_new_tokens: args.max_new_tokens,
             temperature: args.temperature,
             top_k: args.top_k,
             top_p: args.top_p,
             seed: args.seed,
             stop: args.stop,
+            precision: precision(&args.dtype),
             json: args.json,
         }),
         Command::Export(args) => {
@@ -316,14 +531,16 @@ fn run(command: Command) -> anyhow::Result<Ending> {
             let form = if args.merge { export::Form::Merged } else { export::Form::AsTrained };
             export::run(&args.target, choice, form, &args.out)
         }
-        Command::Eval(args) => eval::run(&eval::Options {
+        Command::Eval(args) => evaluate(args),
+        Command::Chat(args) => chat::run(&chat::Options {
             target: args.target,
-            data: args.data,
-            files: args.files,
-            text_column: args.text_column,
-            window: args.window,
-            max_tokens: args.max_tokens,
-            json: args.json,
+            system: args.system,
+            max_new_tokens: args.max_new_tokens,
+            temperature: args.temperature,
+            top_k: args.top_k,
+            top_p: args.top_p,
+            seed: args.seed,
+            precision: precision(&args.dtype),
         }),
         Command::Bench(BenchCommand::Train(args)) => bench::train(&bench::TrainOptions {
             shape: match args.init {
@@ -346,6 +563,15 @@ fn run(command: Command) -> anyhow::Result<Ending> {
             precision: if args.dtype == "bf16" { Precision::Bf16 } else { Precision::F32 },
             json: args.json,
         }),
+        Command::Bench(BenchCommand::Generate(args)) => bench::generate(&bench::GenerateOptions {
+            target: args.target,
+            batch: args.batch as usize,
+            prompt_tokens: args.prompt_tokens as usize,
+            new_tokens: args.new_tokens as usize,
+            rounds: args.rounds as usize,
+            precision: precision(&args.dtype),
+            json: args.json,
+        }),
         Command::Bench(BenchCommand::Optimizer { pairs, json }) => bench::optimizer(pairs as usize, json),
         Command::Lab(LabCommand::Stability(args)) => lab::stability(&lab::StabilityOptions {
             beta1: args.beta1,
@@ -356,6 +582,13 @@ fn run(command: Command) -> anyhow::Result<Ending> {
             json: args.json,
         }),
         Command::Doctor(args) => doctor::run(args.json),
+        Command::Report(args) => {
+            report::run(&report::Options { formats: args.formats(), runs: args.runs, out: args.out })
+        }
+        Command::Watch(args) => watch::run(&watch::Options { runs: args.runs, host: args.host, port: args.port }),
+        Command::Runs { folder, json } => runs::run(folder, json),
+        Command::Completions { shell } => completions(shell),
+        Command::Man { out } => man_pages(&out),
         Command::Plan(args) => {
             plan::run(&plan::Options { config: config(args.config), tokens_per_s: args.tokens_per_s, json: args.json })
         }
@@ -371,6 +604,56 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     }
 }
 
+fn precision(word: &str) -> Precision {
+    if word == "bf16" { Precision::Bf16 } else { Precision::F32 }
+}
+
+fn evaluate(args: EvalArgs) -> anyhow::Result<Ending> {
+    if let Some([first, second]) = args.compare.as_deref() {
+        return eval::compare(first, second, args.json);
+    }
+    let (Some(target), Some(task)) = (args.target, args.task) else {
+        anyhow::bail!(ConfigError::flag("--task", "name a run or model and a task, or two files to --compare"));
+    };
+    eval::run(&eval::Options {
+        target,
+        task: match task.as_str() {
+            "gsm8k" => eval::Task::Gsm8k,
+            "hellaswag" => eval::Task::HellaSwag,
+            "lambada" => eval::Task::Lambada,
+            _ => eval::Task::Perplexity,
+        },
+        data: args.data,
+        files: args.files,
+        text_column: args.text_column,
+        window: args.window,
+        stride: args.stride,
+        max_tokens: args.max_tokens,
+        limit: args.limit,
+        prompt: args.prompt.as_deref().map(|word| match word {
+            "cot" => eval::PromptStyle::ChainOfThought,
+            "template" => eval::PromptStyle::Template,
+            "chat" => eval::PromptStyle::Chat,
+            _ => eval::PromptStyle::Harness,
+        }),
+        template: args.template,
+        shots: args.shots,
+        shots_from: args.shots_from,
+        seed: args.seed,
+        grader: args.grader.as_deref().map(|word| match word {
+            "openai" => eval::Grader::OpenAi,
+            _ => eval::Grader::Harness,
+        }),
+        calculator: args.calculator,
+        max_new_tokens: args.max_new_tokens,
+        batch: args.batch,
+        precision: precision(&args.dtype),
+        samples: args.samples,
+        resume: args.resume,
+        json: args.json,
+    })
+}
+
 fn training(args: PretrainArgs, stage: pretrain::Stage) -> pretrain::Options {
     pretrain::Options {
         stage,
@@ -383,6 +666,23 @@ fn training(args: PretrainArgs, stage: pretrain::Stage) -> pretrain::Options {
     }
 }
 
+fn completions(shell: clap_complete::Shell) -> anyhow::Result<Ending> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "vrtrain", &mut script);
+    std::io::stdout().write_all(&script).context("cannot write to stdout")?;
+    Ok(Ending::Done)
+}
+
+fn man_pages(folder: &Path) -> anyhow::Result<Ending> {
+    let write = || {
+        std::fs::create_dir_all(folder)?;
+        clap_mangen::generate_to(Cli::command(), folder)
+    };
+    write().with_context(|| format!("cannot write the man pages into {}", folder.display()))?;
+    eprintln!("wrote the man pages into {}", folder.display());
+    Ok(Ending::Done)
+}
+
 fn config(args: ConfigArgs) -> commands::ConfigChoice {
     commands::ConfigChoice { file: args.config, embedded: commands::Embedded::Pretrain, assignments: args.assignments }
 }
@@ -390,10 +690,20 @@ fn config(args: ConfigArgs) -> commands::ConfigChoice {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_shows_an_example() {
+        fn check(command: &clap::Command) {
+            command.get_subcommands().for_each(check);
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let name = command.get_name();
+            assert!(command.has_subcommands() || help.contains("vrtrain "), "{name} has no example");
+        }
+        Cli::command().get_subcommands().for_each(check);
     }
 }

@@ -17,4 +17,5 @@ pub mod optim;
 pub mod params;
 pub mod quickstart;
 pub mod random;
+pub mod report;
 pub mod train;

@@ -45,6 +45,10 @@ fn modules_depend_in_one_direction() {
         ("model", &["data", "optim", "hub", "train", "eval", "generate", "commands", "cli"]),
         ("optim", &["data", "model", "hub", "train", "eval", "generate", "commands", "cli"]),
         ("train", &["hub", "commands", "cli"]),
+        (
+            "report",
+            &["params", "ops", "data", "model", "optim", "hub", "eval", "generate", "quickstart", "commands", "cli"],
+        ),
         ("eval", &["data", "hub", "commands", "cli"]),
         ("generate", &["data", "hub", "commands", "cli"]),
         ("commands", &["cli"]),
@@ -68,6 +72,8 @@ fn some_crates_are_known_in_one_place() {
         ("clap", "src/cli.rs"),
         ("indicatif", "src/train/progress.rs"),
         ("parquet", "src/data/"),
+        ("axum", "src/report/server.rs"),
+        ("tokio", "src/report/server.rs"),
         ("reqwest", "src/hub/"),
     ] {
         for (name, text) in sources().into_iter().filter(|(name, _)| name.starts_with("src/")) {

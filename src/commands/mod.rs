@@ -2,6 +2,7 @@
 
 mod adapted;
 pub mod bench;
+pub mod chat;
 mod device;
 pub mod doctor;
 pub mod eval;
@@ -14,10 +15,13 @@ pub mod plan;
 mod prepare;
 pub mod pretrain;
 mod quickstart;
+pub mod report;
 mod run_data;
+pub mod runs;
 mod setup;
 mod shape;
 mod target;
+pub mod watch;
 
 use crate::config::{ConfigError, RunConfig};
 use std::path::{Path, PathBuf};

@@ -207,7 +207,8 @@ impl RunData {
                     (None, Some(documents)) => format!("{documents} documents, {}B", short(summary.read_bytes as f64)),
                     (None, None) => format!("{}B of text", short(summary.bytes as f64)),
                 };
-                vec![format!("data       {} files, {amount}; {held_out}", summary.files)]
+                let files = if summary.files == 1 { "1 file".to_owned() } else { format!("{} files", summary.files) };
+                vec![format!("data       {files}, {amount}; {held_out}")]
             }
             Self::Examples { training, validation } => {
                 let mut lines = vec![format!("data       {}", training.describe())];

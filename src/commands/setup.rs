@@ -19,9 +19,9 @@ pub const TOKENIZER_FILES: &[&str] = &[
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "chat_template.jinja",
     "vocab.json",
     "merges.txt",
-    "chat_template.jinja",
 ];
 
 /// The hub client, made when the first thing needs it: a run on local files asks nothing of the environment.

@@ -3,12 +3,13 @@
 use super::adapted::{self, Adapted};
 use super::setup;
 use crate::config::{ConfigError, looks_like_hub_id};
-use crate::data::TextTokenizer;
+use crate::data::{ChatTemplate, Template, TextTokenizer};
 use crate::hub::Hub;
-use crate::model::{ModelShape, TextMarks};
+use crate::model::{Decoder, ModelShape, TextMarks};
+use crate::ops::product::Precision;
 use crate::params::{Layout, ParameterStore, slice_mut};
 use crate::train::{checkpoint, is_run};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use candle_core::Device;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -35,6 +36,11 @@ pub struct Target {
 /// The folder of a run that holds its model's config and tokenizer.
 pub fn model_folder(run: &Path) -> PathBuf {
     run.join("model")
+}
+
+/// Whether `folder` is the model's folder of a run.
+fn is_run_model(folder: &Path) -> bool {
+    folder.parent().is_some_and(|run| is_run(run) && model_folder(run) == folder)
 }
 
 /// The checkpoint that a run's file `best` or `latest` names.
@@ -127,6 +133,36 @@ impl Target {
         })?
         .with_context(|| format!("cannot load the weights of {}", self.name))?;
         Ok(store)
+    }
+
+    /// Reads the weights, rounded too where products read them so, and makes the code that generates with them.
+    pub fn load_decoder(&self, precision: Precision) -> Result<(ParameterStore, Decoder)> {
+        let mut store = self.load()?;
+        if precision == Precision::Bf16 {
+            store.keep_rounded()?;
+        }
+        let decoder = Decoder::with_precision(&self.config, store.layout(), precision);
+        Ok((store, decoder))
+    }
+
+    /// The template of the model's conversations, if it has one.
+    pub fn chat_template(&self) -> Result<Option<ChatTemplate>> {
+        ChatTemplate::load(&self.folder)
+    }
+
+    /// The text that a run was fine-tuned on (`data.template` of its config), up to the completion; none for other targets.
+    pub fn training_template(&self) -> Result<Option<String>> {
+        let config = self.folder.parent().map(|run| run.join("config.toml"));
+        let Some(path) = config.filter(|path| is_run_model(&self.folder) && path.is_file()) else { return Ok(None) };
+        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let config: toml::Table = toml::from_str(&text).with_context(|| format!("cannot read {}", path.display()))?;
+        let template = config.get("data").and_then(|data| data.get("template")).and_then(toml::Value::as_str);
+        let question = |template| {
+            let parsed =
+                Template::parse(template).map_err(|why| anyhow!("`data.template` in {}: {why}", path.display()));
+            parsed.map(|template| template.question("{prompt}"))
+        };
+        template.map(question).transpose()
     }
 
     /// The tokenizer's files that go with the weights.

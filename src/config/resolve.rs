@@ -354,7 +354,7 @@ fn eval_exact_match(settings: &Settings, data: &DataConfig) -> Result<usize, Con
     if problems > 0 && data.validation.is_none() {
         return Err(settings.error(key, format!("`{key}` needs held-out examples: set `data.validation`")));
     }
-    if problems == 0 && settings.is_set("train.exact_match_tokens") {
+    if !settings.is_set(key) && settings.is_set("train.exact_match_tokens") {
         let key = "train.exact_match_tokens";
         return Err(settings.error(key, format!("`{key}` has no meaning without `train.eval_exact_match`")));
     }

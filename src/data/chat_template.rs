@@ -47,8 +47,8 @@ pub struct ChatTemplate {
 const NAME: &str = "chat_template";
 /// Keys of special tokens in the tokenizer's files.
 const TOKENS: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-/// What a template may cost, in instructions: thousands of times what a long conversation takes, and an end to any loop.
-const FUEL: u64 = 1_000_000_000;
+/// What a template may cost, in instructions: a hundred times what a long conversation takes, and an end to any loop.
+const FUEL: u64 = 20_000_000;
 
 impl ChatTemplate {
     /// Reads the template of a model's folder: chat_template.jinja, else `chat_template` of tokenizer_config.json (of

@@ -137,6 +137,12 @@ impl TextTokenizer {
         Ok(encoding.context("cannot tokenize the text")?.get_ids().to_vec())
     }
 
+    /// The ids of a text with what the tokenizer's own template puts around one (LLaMA's begin-of-text; nothing for GPT-2).
+    pub fn encode_with_template(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.tokenizer.encode_fast(text, true).map_err(|error| anyhow!(error));
+        Ok(encoding.context("cannot tokenize the text")?.get_ids().to_vec())
+    }
+
     /// The text of `ids`, special tokens included.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         self.tokenizer.decode(ids, false).map_err(|error| anyhow!(error)).context("cannot turn ids into text")

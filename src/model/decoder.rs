@@ -9,22 +9,35 @@ use crate::params::{Layout, Weights};
 use anyhow::Result;
 use std::sync::Arc;
 
-/// Either architecture's CPU engine, as generation uses it: in f32.
+/// Either architecture's CPU engine, as generation and scoring use it.
 pub enum Decoder {
     Gpt2(Box<Gpt2Cpu>),
     Llama(Box<LlamaCpu>),
 }
 
 impl Decoder {
+    /// One that generates in f32.
     pub fn new(shape: &ModelShape, layout: &Arc<Layout>) -> Self {
+        Self::with_precision(shape, layout, Precision::F32)
+    }
+
+    /// One that generates.
+    pub fn with_precision(shape: &ModelShape, layout: &Arc<Layout>, precision: Precision) -> Self {
+        // A GPT-2's keys and values are read from what the blocks keep.
+        Self::with_memory(shape, layout, precision, Recompute::None)
+    }
+
+    /// One for [`Self::logits_at`] alone: its blocks keep nothing.
+    pub fn for_scoring(shape: &ModelShape, layout: &Arc<Layout>, precision: Precision) -> Self {
+        Self::with_memory(shape, layout, precision, Recompute::Block)
+    }
+
+    fn with_memory(shape: &ModelShape, layout: &Arc<Layout>, precision: Precision, gpt2: Recompute) -> Self {
         let layout = Arc::clone(layout);
         match shape {
-            // Its keys and values are read from what the blocks keep.
-            ModelShape::Gpt2(config) => {
-                Self::Gpt2(Box::new(Gpt2Cpu::new(config.clone(), layout, Recompute::None, Precision::F32)))
-            }
+            ModelShape::Gpt2(config) => Self::Gpt2(Box::new(Gpt2Cpu::new(config.clone(), layout, gpt2, precision))),
             ModelShape::Llama(config) => {
-                Self::Llama(Box::new(LlamaCpu::new(config.clone(), layout, Recompute::Block, Precision::F32)))
+                Self::Llama(Box::new(LlamaCpu::new(config.clone(), layout, Recompute::Block, precision)))
             }
         }
     }
@@ -64,8 +77,8 @@ impl Decoder {
         prompt: &[u32],
         logits: &mut [f32],
     ) -> Result<()> {
-        // Inside the pool: an operation called from outside would wake it up each time.
         let weights = weights.into();
+        // Inside the pool: an operation called from outside would wake it up each time.
         rayon::scope(|_| match self {
             Self::Gpt2(model) => model.prefill(weights, cache, place, prompt, logits),
             Self::Llama(model) => model.prefill(weights, cache, place, prompt, logits),
@@ -96,6 +109,14 @@ impl Decoder {
         rayon::scope(|_| match self {
             Self::Gpt2(model) => model.logits(weights, inputs, rows),
             Self::Llama(model) => model.logits(weights, inputs, rows),
+        })
+    }
+
+    /// Logits [places.len(), V] of some positions of whole sequences: `places` counts in [rows * time].
+    pub fn logits_at(&mut self, weights: Weights, inputs: &[u32], rows: usize, places: &[usize]) -> Result<Vec<f32>> {
+        rayon::scope(|_| match self {
+            Self::Gpt2(model) => model.logits_at(weights, inputs, rows, places),
+            Self::Llama(model) => model.logits_at(weights, inputs, rows, places),
         })
     }
 }

@@ -217,6 +217,8 @@ impl Run<'_> {
                 self.pending = Some(record);
                 return Ok(Outcome::Interrupted);
             }
+            let percent = 100.0 * record.exact_match.unwrap_or(0.0);
+            progress.note(&format!("step {} exact match {percent:.1}% of the held-out problems", record.step));
         }
         if let Some(val_loss) = record.val_loss
             && self.keep_best

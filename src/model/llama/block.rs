@@ -201,8 +201,9 @@ impl Model {
                     cache.put(layer, *sequence, position as usize, key, value);
                 }),
                 Past::Extend(cache) => {
-                    for (sequence, ((key, value), &position)) in key_values.enumerate() {
-                        cache.put(layer, sequence, position as usize, key, value);
+                    let newest: Vec<(usize, usize)> = cache.newest().collect();
+                    for (((key, value), _), (sequence, position)) in key_values.zip(newest) {
+                        cache.put(layer, sequence, position, key, value);
                     }
                     let query = saved.query.values().to_f32();
                     saved.mixed.fill(raw, |mixed| {

@@ -240,8 +240,8 @@ impl LlamaCpu {
         let scratch_len = match past {
             Past::Extend(cache) => {
                 cache.lengthen(extent.rows)?;
-                self.reach(cache.lengths().iter().copied().max().unwrap_or(0))?;
-                self.buffers.positions = cache.lengths().iter().map(|&length| length as u32 - 1).collect();
+                self.reach(cache.newest().map(|(_, position)| position + 1).max().unwrap_or(0))?;
+                self.buffers.positions = cache.newest().map(|(_, position)| position as u32).collect();
                 attention::decode_scratch_len(cache.capacity())
             }
             Past::None | Past::Fill { .. } => {

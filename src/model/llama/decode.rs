@@ -60,6 +60,18 @@ impl LlamaCpu {
         Ok(logits)
     }
 
+    /// Logits [places.len(), V] of some positions, which count in [rows * time].
+    pub fn logits_at(&mut self, weights: Weights, inputs: &[u32], rows: usize, places: &[usize]) -> Result<Vec<f32>> {
+        let width = self.model.config.n_embd;
+        let extent = Extent { rows, time: inputs.len() / rows.max(1) };
+        self.forward(weights, inputs, extent, Documents::Whole, None, &mut Past::None)?;
+        let hidden = &self.buffers.normed;
+        let chosen: Vec<f32> = places.iter().flat_map(|&place| &hidden[place * width..][..width]).copied().collect();
+        let mut logits = vec![0.0; places.len() * self.model.config.vocab_size];
+        self.head_logits(weights, &chosen, &mut logits);
+        Ok(logits)
+    }
+
     /// Logits [R, V] of `hidden` [R, C], the final norm's output.
     fn head_logits(&self, weights: Weights, hidden: &[f32], logits: &mut [f32]) {
         let head = self.model.linear_weight(weights, self.model.parameters.head);

@@ -1,5 +1,6 @@
 //! The linear layer on the CPU: products over the whole pool, bias and residual preset in y and accumulated onto.
 
+use super::few_rows::{self, FEW_ROWS};
 use super::{Dims, Orientation, Weight};
 use crate::ops::parallel::rows_a_piece;
 use crate::ops::product::{Matrix, Numbers, Size, Threads, multiply_in};
@@ -7,6 +8,7 @@ use crate::ops::simd::{Level, kernel};
 use crate::ops::values::each_kind;
 use crate::ops::{Gradient, Into, Number, Values};
 use rayon::prelude::*;
+use std::borrow::Cow;
 
 /// Columns that one task of the bias gradient sums: two cache lines' worth of rows at least.
 const BIAS_COLUMNS: usize = 128;
@@ -26,6 +28,14 @@ pub fn forward<'a>(
     assert_eq!(x.len(), rows * inputs, "linear: x is not [R, I]");
     assert!(bias.is_none_or(|bias| bias.len() == outputs), "linear: the bias is not [O]");
     assert!(residual.is_none_or(|residual| residual.len() == y.len()), "linear: the residual is not [R, O]");
+    if rows <= FEW_ROWS {
+        let x: Cow<[f32]> = match x {
+            Numbers::F32(x) => x.into(),
+            Numbers::Bf16(x) => x.iter().map(|value| value.widen()).collect(),
+            Numbers::F16(_) | Numbers::Nf4(_) => unreachable!("activations are f32 or bf16"),
+        };
+        return few_rows::forward(&x, weight, bias, residual, y);
+    }
     let into = preset(bias, residual, y, outputs);
     let size = Size { m: rows, k: inputs, n: outputs };
     multiply_in(precision, Threads::All, size, x.row_major(inputs), in_out(weight), 1.0, y, outputs, into);
