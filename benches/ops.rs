@@ -162,7 +162,7 @@ impl Step {
         self.measure("attention backward", layers, 5.0 * product, || {
             let saved = Saved {
                 inputs: Inputs::Fused((&qkv).into()),
-                documents: whole,
+                pattern: whole.into(),
                 y: (&y).into(),
                 log_sum_exp: &log_sum_exp,
             };

@@ -117,7 +117,7 @@ pub fn prepare(mut config: RunConfig, stored: Option<&Path>) -> Result<Prepared>
         }
         None => plan()?,
     };
-    check_fit(&config, &model, vocabulary)?;
+    check_fit(&config, &model, vocabulary, &device)?;
     if config.lora.is_some() && !device.is_cpu() {
         let message = "`[lora]`: adapters are trained on the CPU alone in this version: set `train.device` = \"cpu\"";
         return Err(config.settings.0.error("train.device", message).into());
@@ -234,7 +234,7 @@ fn plain_chat_template(
 }
 
 /// Whether tokenizer, rows and model fit one another.
-fn check_fit(config: &RunConfig, model: &ModelShape, vocabulary: Option<usize>) -> Result<()> {
+fn check_fit(config: &RunConfig, model: &ModelShape, vocabulary: Option<usize>, device: &Device) -> Result<()> {
     let settings = &config.settings.0;
     if let Some(vocabulary) = vocabulary
         && vocabulary > model.vocab_size()
@@ -257,8 +257,9 @@ fn check_fit(config: &RunConfig, model: &ModelShape, vocabulary: Option<usize>) 
     if model.vocab_size() > u32::MAX as usize - 1 {
         return Err(settings.error("model.vocab_size", "`model.vocab_size` is too large").into());
     }
-    if config.model.dropout > 0.0 {
-        return Err(settings.error("model.dropout", "dropout is not available in this version; leave it at 0").into());
+    if config.model.dropout > 0.0 && !device.is_cpu() {
+        let message = "`model.dropout` works on the CPU alone; leave it at 0, or set train.device = \"cpu\"";
+        return Err(settings.error("model.dropout", message).into());
     }
     Ok(())
 }

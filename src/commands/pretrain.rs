@@ -387,9 +387,12 @@ fn train(
     let config = &prepared.config;
     let Parts { store, optimizer, stream, validation, state, base } = parts;
     let layout = Arc::clone(store.layout());
+    let (recompute, precision) = (config.train.recompute, prepared.precision);
+    let mut engine = Engine::new(&prepared.model, &layout, &prepared.device, recompute, precision);
+    engine.set_dropout(config.model.dropout);
     let mut run = Run {
         folder,
-        engine: Engine::new(&prepared.model, &layout, &prepared.device, config.train.recompute, prepared.precision),
+        engine,
         store,
         optimizer,
         optimizer_name: config.optimizer.name.clone(),

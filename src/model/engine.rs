@@ -47,12 +47,23 @@ impl Engine {
         }
     }
 
+    /// Drops numbers with this probability in training; the fall-back of other devices has no dropout.
+    pub fn set_dropout(&mut self, probability: f64) {
+        match self {
+            Self::Gpt2(model) => model.model.dropout = probability,
+            Self::Llama(model) => model.model.dropout = probability,
+            Self::Gpt2Generic(_) | Self::LlamaGeneric(_) => {
+                assert_eq!(probability, 0.0, "the fall-back has no dropout, as the commands check")
+            }
+        }
+    }
+
     /// What dropout draws in the next calls of [`Self::gradients`]; an evaluation never drops anything.
     pub fn draw(&mut self, draw: Draw) {
         match self {
             Self::Gpt2(model) => model.draw = Some(draw),
             Self::Llama(model) => model.draw = Some(draw),
-            // Without adapters, and so without dropout.
+            // Without dropout.
             Self::Gpt2Generic(_) | Self::LlamaGeneric(_) => {}
         }
     }

@@ -4,6 +4,7 @@ pub mod adapter;
 mod base;
 mod cache;
 mod decoder;
+mod dropout;
 mod engine;
 mod extent;
 mod fall_back;

@@ -149,8 +149,12 @@ fn grouped_causal_attention_gives_pytorchs_numbers() {
         &mut log_sum_exp,
         &mut scratch,
     );
-    let saved =
-        attention::Saved { inputs, documents: attention::Documents::Whole, y: (&y).into(), log_sum_exp: &log_sum_exp };
+    let saved = attention::Saved {
+        inputs,
+        pattern: attention::Documents::Whole.into(),
+        y: (&y).into(),
+        log_sum_exp: &log_sum_exp,
+    };
     let (mut dq, mut dk, mut dv) = (q.clone(), k.clone(), v.clone());
     let gradients = attention::InputGradients::Separate { dq: &mut dq, dk: &mut dk, dv: &mut dv };
     attention::backward(shape, shape.scale(), saved, &dy, gradients, &mut scratch);

@@ -1,10 +1,11 @@
 //! One GPT-2 block on the CPU, forward and backward.
 
-use super::{BlockParameters, Gpt2Config, Gpt2Parameters, LinearParameters, NormParameters};
+use super::{Gpt2Config, Gpt2Parameters, LinearParameters, NormParameters};
 use crate::model::adapter::Adapters;
+use crate::model::dropout::{Site, dropped};
 use crate::model::extent::{Extent, Rows};
 use crate::model::stored::Stored;
-use crate::ops::dropout::Draw;
+use crate::ops::dropout::{self, Draw, Mask};
 use crate::ops::product::{Numbers, Precision};
 use crate::ops::profile::{Part, timed};
 use crate::ops::{Gradient, Values, ValuesMut, activation, attention, cross_entropy, layer_norm, linear};
@@ -18,6 +19,8 @@ pub struct Model {
     pub layout: Arc<Layout>,
     /// What is trained beside frozen weights.
     pub adapters: Option<Adapters>,
+    /// The probability with which a number is dropped at each [`Site`] in training.
+    pub dropout: f64,
     pub parameters: Gpt2Parameters,
     /// What the operands of the products are rounded to.
     pub precision: Precision,
@@ -64,30 +67,41 @@ impl Model {
     pub fn block_forward(
         &self,
         weights: Weights,
-        block: &BlockParameters,
+        layer: usize,
         rows: Rows,
         x: &[f32],
         saved: &mut Saved,
         y: &mut [f32],
         shared: &mut Shared,
     ) {
-        let (Shared { activated, raw, scratch, .. }, draw) = (shared, rows.draw);
+        let (block, draw) = (&self.parameters.blocks[layer], rows.draw);
+        let Shared { activated, raw, scratch, .. } = shared;
         self.norm(weights, block.norm_1, x, &mut saved.normed_1, &mut saved.mean_1, &mut saved.rstd_1);
         saved.qkv.fill(raw, |qkv| self.project(weights, block.attention_in, draw, &saved.normed_1, None, qkv));
         timed(Part::AttentionForward, || {
             let (shape, inputs) = (self.attention(rows.extent), attention::Inputs::Fused(saved.qkv.values()));
             saved.mixed.fill(raw, |mixed| {
                 let log_sum_exp = &mut saved.log_sum_exp;
-                attention::forward(shape, shape.scale(), inputs, rows.documents, mixed, log_sum_exp, scratch);
+                attention::forward(
+                    shape,
+                    shape.scale(),
+                    inputs,
+                    self.pattern(rows, layer),
+                    mixed,
+                    log_sum_exp,
+                    scratch,
+                );
             });
         });
-        self.project(weights, block.attention_out, draw, &saved.mixed, Some(x), &mut saved.middle);
+        let mask = Site::AfterAttention(layer).mask(draw, self.dropout);
+        self.project_onto(weights, block.attention_out, draw, mask, &saved.mixed, x, &mut saved.middle);
 
         let middle = &saved.middle;
         self.norm(weights, block.norm_2, middle, &mut saved.normed_2, &mut saved.mean_2, &mut saved.rstd_2);
         saved.hidden.fill(raw, |hidden| self.project(weights, block.mlp_in, draw, &saved.normed_2, None, hidden));
         timed(Part::Activation, || activation::gelu(&saved.hidden, &mut *activated));
-        self.project(weights, block.mlp_out, draw, &*activated, Some(middle), y);
+        let mask = Site::AfterMlp(layer).mask(draw, self.dropout);
+        self.project_onto(weights, block.mlp_out, draw, mask, &*activated, middle, y);
     }
 
     /// Turns `d_stream`, the gradient of the block's output, into the gradient of its input `x`.
@@ -96,7 +110,7 @@ impl Model {
         &self,
         weights: Weights,
         slots: &mut GradientSlots,
-        block: &BlockParameters,
+        layer: usize,
         rows: Rows,
         x: &[f32],
         saved: &Saved,
@@ -105,29 +119,31 @@ impl Model {
     ) {
         let Shared { activated, raw, d_narrow, d_qkv, d_hidden, scratch } = shared;
         use Gradient as To;
-        let draw = rows.draw;
+        let (block, draw, width) = (&self.parameters.blocks[layer], rows.draw, self.config.n_embd);
+        let dy = dropped(Site::AfterMlp(layer).mask(draw, self.dropout), d_stream, width, d_narrow);
         let d_activated = &mut raw[..activated.values().len()];
         if self.adapters.is_some() {
             // What passes through an adapter depends on the layer's input.
             timed(Part::Activation, || activation::gelu(&saved.hidden, &mut *activated));
         }
-        self.input_gradient(weights, slots, block.mlp_out, draw, &*activated, &*d_stream, d_activated);
+        self.input_gradient(weights, slots, block.mlp_out, draw, &*activated, dy, d_activated);
         timed(Part::Activation, || {
             activation::gelu_backward(&saved.hidden, d_activated, &mut *d_hidden, &mut *activated);
         });
-        self.weight_gradient(slots, block.mlp_out, &*activated, &*d_stream);
+        self.weight_gradient(slots, block.mlp_out, &*activated, dy);
         self.input_gradient(weights, slots, block.mlp_in, draw, &saved.normed_2, &*d_hidden, d_narrow);
         self.weight_gradient(slots, block.mlp_in, &saved.normed_2, &*d_hidden);
         let statistics = (&saved.mean_2[..], &saved.rstd_2[..]);
         let d_middle = To::accumulate(&mut *d_stream);
         self.norm_backward(weights, slots, block.norm_2, &saved.middle, statistics, d_narrow, d_middle, scratch);
 
-        self.input_gradient(weights, slots, block.attention_out, draw, &saved.mixed, &*d_stream, d_narrow);
-        self.weight_gradient(slots, block.attention_out, &saved.mixed, &*d_stream);
+        let dy = dropped(Site::AfterAttention(layer).mask(draw, self.dropout), d_stream, width, raw);
+        self.input_gradient(weights, slots, block.attention_out, draw, &saved.mixed, dy, d_narrow);
+        self.weight_gradient(slots, block.attention_out, &saved.mixed, dy);
         timed(Part::AttentionBackward, || {
             let saved = attention::Saved {
                 inputs: attention::Inputs::Fused(saved.qkv.values()),
-                documents: rows.documents,
+                pattern: self.pattern(rows, layer),
                 y: saved.mixed.values(),
                 log_sum_exp: &saved.log_sum_exp,
             };
@@ -142,6 +158,11 @@ impl Model {
 }
 
 impl Model {
+    fn pattern<'a>(&self, rows: Rows<'a>, layer: usize) -> attention::Pattern<'a> {
+        let dropout = Site::Probabilities(layer).mask(rows.draw, self.dropout);
+        attention::Pattern { documents: rows.documents, dropout }
+    }
+
     pub fn weight<'a>(&self, weights: Weights<'a>, index: usize) -> &'a [f32] {
         weights.vector(&self.layout, index)
     }
@@ -256,6 +277,27 @@ impl Model {
         });
         if let Some(adapters) = &self.adapters {
             timed(Part::Adapters, || adapters.forward(layer.weight, weights, draw, x, y));
+        }
+    }
+
+    /// y = residual + the layer's result under the mask.
+    #[allow(clippy::too_many_arguments, reason = "a layer's input, its mask and what it is added to")]
+    fn project_onto<'a>(
+        &self,
+        weights: Weights,
+        layer: LinearParameters,
+        draw: Option<Draw>,
+        mask: Option<Mask>,
+        x: impl Into<Numbers<'a>>,
+        residual: &[f32],
+        y: &mut [f32],
+    ) {
+        match mask {
+            None => self.project(weights, layer, draw, x, Some(residual), y),
+            Some(mask) => {
+                self.project(weights, layer, draw, x, None, y);
+                timed(Part::Activation, || dropout::add_to(mask, residual, self.config.n_embd, y));
+            }
         }
     }
 

@@ -7,10 +7,11 @@ use super::Gpt2Config;
 use super::block::{Model, Saved, Shared};
 use crate::config::Recompute;
 use crate::model::adapter::Adapters;
+use crate::model::dropout::Site;
 use crate::model::extent::{Extent, Rows, place};
 use crate::model::stored::{Stored, fit, stored_size};
 use crate::model::{Batch, Documents, Labels, LossSum, ModelShape};
-use crate::ops::dropout::Draw;
+use crate::ops::dropout::{self, Draw};
 use crate::ops::product::Precision;
 use crate::ops::profile::{Part, timed};
 use crate::ops::{Gradient, attention, cross_entropy, embedding, layer_norm};
@@ -21,7 +22,7 @@ use std::sync::Arc;
 
 /// The engine: the model's shape, and its buffers.
 pub struct Gpt2Cpu {
-    pub(super) model: Model,
+    pub(in crate::model) model: Model,
     recompute: Recompute,
     pub(super) buffers: Buffers,
     /// The working memory of a decoding step.
@@ -51,10 +52,10 @@ pub struct Buffers {
 }
 
 /// Width of [`Shared::raw`]: in the forward pass of a bf16 model the widest result of a product, in the backward pass
-/// the MLP.
+/// the MLP or the stream.
 fn raw_width(config: &Gpt2Config, precision: Precision) -> usize {
     match precision {
-        Precision::F32 => config.n_inner,
+        Precision::F32 => config.n_inner.max(config.n_embd),
         Precision::Bf16 => config.n_inner.max(3 * config.n_embd),
     }
 }
@@ -165,7 +166,7 @@ impl Gpt2Cpu {
         let (layout, adapters) = Adapters::of(&ModelShape::Gpt2(config.clone()), &layout);
         let parameters = config.parameters(&layout);
         let buffers = Buffers::new(&config, recompute, precision);
-        let model = Model { config, layout, adapters, parameters, precision };
+        let model = Model { config, layout, adapters, dropout: 0.0, parameters, precision };
         Self { model, recompute, buffers, decoding: Default::default(), draw: None }
     }
 
@@ -184,7 +185,7 @@ impl Gpt2Cpu {
             + size_of::<f32>() * (saved + around + backward)
             + size_of::<u32>()
             + size_of::<f64>();
-        let model = Model { config: config.clone(), layout, adapters: None, parameters, precision };
+        let model = Model { config: config.clone(), layout, adapters: None, dropout: 0.0, parameters, precision };
         extent.tokens() * a_token + size_of::<f32>() * scratch_len(&model, extent)
     }
 
@@ -207,10 +208,14 @@ impl Gpt2Cpu {
         let table = model.table(weights, model.parameters.token_embedding);
         let width = model.config.n_embd;
         timed(Part::Embedding, || embedding::forward(inputs, table, Some(positions), width, &mut stream[0]))?;
-        for (layer, block) in model.parameters.blocks.iter().enumerate() {
+        let mask = Site::Embedding.mask(draw, model.dropout);
+        if let Some(mask) = mask {
+            timed(Part::Embedding, || dropout::in_place(mask, width, &mut stream[0]));
+        }
+        for layer in 0..model.config.n_layer {
             let (x, y) = neighbours(stream, layer);
             let place = layer.min(saved.len() - 1);
-            model.block_forward(weights, block, rows, x, &mut saved[place], y, shared);
+            model.block_forward(weights, layer, rows, x, &mut saved[place], y, shared);
         }
         model.norm(weights, model.parameters.norm_final, &stream[model.config.n_layer], normed, mean, rstd);
         Ok(())
@@ -255,19 +260,22 @@ impl Gpt2Cpu {
         let d_last = Gradient::overwrite(d_stream);
         model.norm_backward(weights, slots, norm, &stream[layers], statistics, d_narrow, d_last, scratch);
 
-        for (layer, block) in model.parameters.blocks.iter().enumerate().rev() {
+        for layer in (0..layers).rev() {
             let (x, y) = neighbours(stream, layer);
             let place = layer.min(saved.len() - 1);
             let saved = &mut saved[place];
             // The last block's values are still there.
             if *recompute == Recompute::Block && layer + 1 < layers {
-                model.block_forward(weights, block, rows, x, saved, y, shared);
+                model.block_forward(weights, layer, rows, x, saved, y, shared);
             }
-            model.block_backward(weights, slots, block, rows, x, saved, d_stream, shared);
+            model.block_backward(weights, slots, layer, rows, x, saved, d_stream, shared);
         }
 
         if model.adapters.is_none() {
             let width = model.config.n_embd;
+            if let Some(mask) = Site::Embedding.mask(draw, model.dropout) {
+                timed(Part::Embedding, || dropout::in_place(mask, width, d_stream));
+            }
             let d_tokens = slots.slot(model.parameters.token_embedding).into();
             timed(Part::Embedding, || embedding::backward(batch.inputs, d_stream, width, d_tokens))?;
             let d_positions = slots.slot(model.parameters.position_embedding).into();

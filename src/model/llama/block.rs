@@ -1,11 +1,12 @@
 //! One LLaMA block on the CPU, forward and backward.
 
-use super::{BlockParameters, LlamaConfig, LlamaParameters};
+use super::{LlamaConfig, LlamaParameters};
 use crate::model::KeyValueCache;
 use crate::model::adapter::Adapters;
+use crate::model::dropout::{Site, dropped};
 use crate::model::extent::Rows;
 use crate::model::stored::Stored;
-use crate::ops::dropout::Draw;
+use crate::ops::dropout::{self, Draw, Mask};
 use crate::ops::product::{Numbers, Precision};
 use crate::ops::profile::{Part, timed};
 use crate::ops::rotary::{self, Direction};
@@ -20,6 +21,8 @@ pub struct Model {
     pub layout: Arc<Layout>,
     /// What is trained beside frozen weights.
     pub adapters: Option<Adapters>,
+    /// The probability with which a number is dropped at each [`Site`] in training.
+    pub dropout: f64,
     pub parameters: LlamaParameters,
     /// At least as many positions as the longest sequence so far.
     pub rotation: rotary::Table,
@@ -111,13 +114,15 @@ impl Model {
         }
         saved.value.fill(raw, |value| self.project(weights, block.value, draw, &saved.normed_1, None, value));
         timed(Part::AttentionForward, || self.attend(layer, rows, past, saved, raw, scratch));
-        self.project(weights, block.output, draw, &saved.mixed, Some(x), &mut saved.middle);
+        let mask = Site::AfterAttention(layer).mask(draw, self.dropout);
+        self.project_onto(weights, block.output, draw, mask, &saved.mixed, x, &mut saved.middle);
 
         self.norm(weights, block.norm_2, &saved.middle, &mut saved.normed_2, &mut saved.rstd_2);
         saved.gate.fill(raw, |gate| self.project(weights, block.gate, draw, &saved.normed_2, None, gate));
         saved.up.fill(raw, |up| self.project(weights, block.up, draw, &saved.normed_2, None, up));
         timed(Part::Activation, || activation::swiglu(&saved.gate, &saved.up, &mut *activated));
-        self.project(weights, block.down, draw, &*activated, Some(&saved.middle), y);
+        let mask = Site::AfterMlp(layer).mask(draw, self.dropout);
+        self.project_onto(weights, block.down, draw, mask, &*activated, &saved.middle, y);
     }
 
     /// Turns `d_stream`, the gradient of the block's output, into the gradient of its input `x`.
@@ -126,7 +131,7 @@ impl Model {
         &self,
         weights: Weights,
         slots: &mut GradientSlots,
-        block: &BlockParameters,
+        layer: usize,
         rows: Rows,
         x: &[f32],
         saved: &Saved,
@@ -135,14 +140,15 @@ impl Model {
     ) {
         let Shared { activated, raw, d_normed, d_mixed, d_query, d_key, d_value, d_gate, d_up, scratch } = shared;
         use Gradient as To;
-        let draw = rows.draw;
+        let (block, draw, width) = (&self.parameters.blocks[layer], rows.draw, self.config.n_embd);
+        let dy = dropped(Site::AfterMlp(layer).mask(draw, self.dropout), d_stream, width, d_normed);
         let d_activated = &mut raw[..activated.values().len()];
         if self.adapters.is_some() {
             // What passes through an adapter depends on the layer's input.
             timed(Part::Activation, || activation::swiglu(&saved.gate, &saved.up, &mut *activated));
         }
         let to = To::overwrite(d_activated);
-        self.input_gradient(weights, slots, block.down, draw, &*activated, &*d_stream, to);
+        self.input_gradient(weights, slots, block.down, draw, &*activated, dy, to);
         timed(Part::Activation, || {
             let (dgate, dup, y) = (d_gate.values_mut(), d_up.values_mut(), activated.values_mut());
             activation::swiglu_backward(
@@ -152,7 +158,7 @@ impl Model {
                 activation::SwigluGradients { dgate, dup, y },
             );
         });
-        self.weight_gradient(slots, block.down, &*activated, &*d_stream);
+        self.weight_gradient(slots, block.down, &*activated, dy);
         self.input_gradient(weights, slots, block.gate, draw, &saved.normed_2, &*d_gate, To::overwrite(d_normed));
         self.weight_gradient(slots, block.gate, &saved.normed_2, &*d_gate);
         self.input_gradient(weights, slots, block.up, draw, &saved.normed_2, &*d_up, To::accumulate(d_normed));
@@ -160,13 +166,15 @@ impl Model {
         let input = (&saved.middle[..], &saved.rstd_2[..]);
         self.norm_backward(weights, slots, block.norm_2, input, d_normed, To::accumulate(d_stream), scratch);
 
-        self.input_gradient(weights, slots, block.output, draw, &saved.mixed, &*d_stream, To::overwrite(d_mixed));
-        self.weight_gradient(slots, block.output, &saved.mixed, &*d_stream);
+        let dy = dropped(Site::AfterAttention(layer).mask(draw, self.dropout), d_stream, width, raw);
+        self.input_gradient(weights, slots, block.output, draw, &saved.mixed, dy, To::overwrite(d_mixed));
+        self.weight_gradient(slots, block.output, &saved.mixed, dy);
         timed(Part::AttentionBackward, || {
             let shape = self.config.attention(rows.extent);
             let (inputs, y) = (saved.attention_inputs(), saved.mixed.values());
             let gradients = attention::InputGradients::Separate { dq: d_query, dk: d_key, dv: d_value };
-            let saved = attention::Saved { inputs, documents: rows.documents, y, log_sum_exp: &saved.log_sum_exp };
+            let saved =
+                attention::Saved { inputs, pattern: self.pattern(rows, layer), y, log_sum_exp: &saved.log_sum_exp };
             attention::backward(shape, shape.scale(), saved, d_mixed, gradients, scratch);
             rotary::rotate(&self.rotation, Direction::Backward, rows.positions, d_query);
             rotary::rotate(&self.rotation, Direction::Backward, rows.positions, d_key);
@@ -216,7 +224,7 @@ impl Model {
         let Saved { query, key, value, mixed, log_sum_exp, .. } = saved;
         let inputs = attention::Inputs::Separate { q: query.values(), k: key.values(), v: value.values() };
         mixed.fill(raw, |mixed| {
-            attention::forward(shape, shape.scale(), inputs, rows.documents, mixed, log_sum_exp, scratch);
+            attention::forward(shape, shape.scale(), inputs, self.pattern(rows, layer), mixed, log_sum_exp, scratch);
         });
     }
 }
@@ -228,6 +236,11 @@ impl Saved {
 }
 
 impl Model {
+    fn pattern<'a>(&self, rows: Rows<'a>, layer: usize) -> attention::Pattern<'a> {
+        let dropout = Site::Probabilities(layer).mask(rows.draw, self.dropout);
+        attention::Pattern { documents: rows.documents, dropout }
+    }
+
     pub fn weight<'a>(&self, weights: Weights<'a>, index: usize) -> &'a [f32] {
         weights.vector(&self.layout, index)
     }
@@ -310,6 +323,27 @@ impl Model {
         timed(Part::LinearForward, || linear::forward(x, self.linear_weight(weights, layer), None, residual, y));
         if let Some(adapters) = &self.adapters {
             timed(Part::Adapters, || adapters.forward(layer, weights, draw, x, y));
+        }
+    }
+
+    /// y = residual + the layer's result under the mask.
+    #[allow(clippy::too_many_arguments, reason = "a layer's input, its mask and what it is added to")]
+    fn project_onto<'a>(
+        &self,
+        weights: Weights,
+        layer: usize,
+        draw: Option<Draw>,
+        mask: Option<Mask>,
+        x: impl Into<Numbers<'a>>,
+        residual: &[f32],
+        y: &mut [f32],
+    ) {
+        match mask {
+            None => self.project(weights, layer, draw, x, Some(residual), y),
+            Some(mask) => {
+                self.project(weights, layer, draw, x, None, y);
+                timed(Part::Activation, || dropout::add_to(mask, residual, self.config.n_embd, y));
+            }
         }
     }
 

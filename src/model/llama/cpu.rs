@@ -7,10 +7,11 @@ use super::LlamaConfig;
 use super::block::{Model, Past, Saved, Shared};
 use crate::config::Recompute;
 use crate::model::adapter::Adapters;
+use crate::model::dropout::Site;
 use crate::model::extent::{Rows, place};
 use crate::model::stored::{Stored, fit, stored_size};
 use crate::model::{Batch, Documents, Extent, Labels, LossSum, ModelShape};
-use crate::ops::dropout::Draw;
+use crate::ops::dropout::{self, Draw};
 use crate::ops::product::Precision;
 use crate::ops::profile::{Part, timed};
 use crate::ops::{Gradient, attention, cross_entropy, embedding, rms_norm, rotary};
@@ -20,7 +21,7 @@ use std::sync::Arc;
 
 /// The engine: the model's shape, and its buffers.
 pub struct LlamaCpu {
-    pub(super) model: Model,
+    pub(in crate::model) model: Model,
     recompute: Recompute,
     pub(super) buffers: Buffers,
     /// What dropout draws in the next backward passes.
@@ -64,11 +65,11 @@ impl Widths {
 }
 
 /// Width of [`Shared::raw`]: in the forward pass of a bf16 model the widest result of a product, in the backward pass
-/// the MLP.
+/// the MLP or the stream.
 fn raw_width(config: &LlamaConfig, precision: Precision) -> usize {
     match precision {
-        Precision::F32 => config.n_inner,
-        Precision::Bf16 => config.n_inner.max(config.query_width()),
+        Precision::F32 => config.n_inner.max(config.n_embd),
+        Precision::Bf16 => config.n_inner.max(config.n_embd).max(config.query_width()),
     }
 }
 
@@ -190,7 +191,7 @@ impl LlamaCpu {
         let parameters = config.parameters(&layout);
         let rotation = rotary::Table::new(config.rope_theta, config.head_dim, 0, config.rope_scaling);
         let buffers = Buffers::new(&config, recompute, precision);
-        let model = Model { config, layout, adapters, parameters, rotation, precision };
+        let model = Model { config, layout, adapters, dropout: 0.0, parameters, rotation, precision };
         Self { model, recompute, buffers, draw: None }
     }
 
@@ -257,6 +258,9 @@ impl LlamaCpu {
         let rows = Rows { extent, positions, documents, draw };
         let table = model.table(weights, model.parameters.token_embedding);
         timed(Part::Embedding, || embedding::forward(inputs, table, None, model.config.n_embd, &mut stream[0]))?;
+        if let Some(mask) = Site::Embedding.mask(draw, model.dropout) {
+            timed(Part::Embedding, || dropout::in_place(mask, model.config.n_embd, &mut stream[0]));
+        }
         for layer in 0..model.config.n_layer {
             let (x, y) = neighbours(stream, layer);
             let place = layer.min(saved.len() - 1);
@@ -310,7 +314,7 @@ impl LlamaCpu {
         let (norm, input) = (model.parameters.norm_final, (&stream[layers][..], &rstd[..]));
         model.norm_backward(weights, slots, norm, input, d_normed, Gradient::overwrite(d_stream), scratch);
 
-        for (layer, block) in model.parameters.blocks.iter().enumerate().rev() {
+        for layer in (0..layers).rev() {
             let (x, y) = neighbours(stream, layer);
             let place = layer.min(saved.len() - 1);
             let saved = &mut saved[place];
@@ -318,9 +322,12 @@ impl LlamaCpu {
             if *recompute == Recompute::Block && layer + 1 < layers {
                 model.block_forward(weights, layer, rows, &mut Past::None, x, saved, y, shared);
             }
-            model.block_backward(weights, slots, block, rows, x, saved, d_stream, shared);
+            model.block_backward(weights, slots, layer, rows, x, saved, d_stream, shared);
         }
         if model.adapters.is_none() {
+            if let Some(mask) = Site::Embedding.mask(draw, model.dropout) {
+                timed(Part::Embedding, || dropout::in_place(mask, width, d_stream));
+            }
             let d_tokens = slots.slot(model.parameters.token_embedding).into();
             timed(Part::Embedding, || embedding::backward(batch.inputs, d_stream, width, d_tokens))?;
         }

@@ -8,6 +8,8 @@
 //! dp = dy v^T    ds = p * (dp - rowsum(dy * y))    dq = scale * ds k    dk = scale * ds^T q    dv = p^T dy
 //! ```
 //!
+//! With dropout y_i = sum_j m[i, j] p[i, j] v_j, where m is 0 or 1 / (1 - probability); dp and p in dv are multiplied by m.
+//!
 //! Of inputs in bf16 the products round their operands to bf16 too; scores, softmax and sums are f32 always.
 //!
 //! Rows come in blocks of [`BLOCK`]; blocks above the diagonal are never formed. With fewer heads for keys and values
@@ -19,6 +21,7 @@ mod decode;
 pub mod reference;
 
 use super::Values;
+use super::dropout::Mask;
 pub use cpu::{backward, forward, scratch_len};
 pub use decode::{Cache, decode, decode_scratch_len};
 
@@ -93,6 +96,20 @@ impl<'a> Documents<'a> {
     }
 }
 
+/// Which scores take part in a pass.
+#[derive(Clone, Copy, Debug)]
+pub struct Pattern<'a> {
+    pub documents: Documents<'a>,
+    /// Drops probabilities: column j of row (b heads + h) T + i of the mask is that of key j for query i.
+    pub dropout: Option<Mask>,
+}
+
+impl<'a> From<Documents<'a>> for Pattern<'a> {
+    fn from(documents: Documents<'a>) -> Self {
+        Self { documents, dropout: None }
+    }
+}
+
 /// Queries, keys and values. A row is a position, in it the heads stand one after another.
 #[derive(Clone, Copy, Debug)]
 pub enum Inputs<'a> {
@@ -113,7 +130,7 @@ pub enum InputGradients<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct Saved<'a> {
     pub inputs: Inputs<'a>,
-    pub documents: Documents<'a>,
+    pub pattern: Pattern<'a>,
     /// [B*T, heads * head_dim].
     pub y: Values<'a>,
     /// Natural logarithm of each row's sum of e^s, [B, heads, T].

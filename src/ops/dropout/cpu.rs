@@ -17,9 +17,30 @@ pub fn forward(mask: Mask, x: Numbers, width: usize, y: &mut [f32]) {
             Numbers::F16(x) => y.iter_mut().zip(&x[from..]).for_each(|(y, x)| *y = x.to_f32()),
             Numbers::Nf4(x) => crate::ops::nf4::dequantize(level, x, from, y),
         }
-        let [first, second] = row_key(mask, row);
-        drop_row(level, mask.threshold, mask.scale, first, second, y);
+        columns(level, mask, row, 0, y);
     });
+}
+
+/// y [R, C] under the mask, in place.
+pub fn in_place(mask: Mask, width: usize, y: &mut [f32]) {
+    assert!(y.len().is_multiple_of(width.max(1)), "dropout: y is not [R, C]");
+    each_row(width, y, |level, row, y| columns(level, mask, row, 0, y));
+}
+
+/// y [R, C] = residual [R, C] + y under the mask.
+pub fn add_to(mask: Mask, residual: &[f32], width: usize, y: &mut [f32]) {
+    let fits = residual.len() == y.len() && y.len().is_multiple_of(width.max(1));
+    assert!(fits, "dropout: the residual and y are not [R, C]");
+    each_row(width, y, |level, row, y| {
+        columns(level, mask, row, 0, y);
+        add(level, &residual[row * width..][..width], y);
+    });
+}
+
+/// The columns from `first` on of one row under the mask, in place: for an operation that has no more of it.
+pub fn columns(level: Level, mask: Mask, row: usize, first: usize, y: &mut [f32]) {
+    let [one, two] = row_key(mask, row);
+    drop_row(level, mask.threshold, mask.scale, one, two, first as u32, y);
 }
 
 /// sum [R, C] += x [R, C] under the mask: the gradient of what was dropped.
@@ -55,10 +76,18 @@ fn hash(column: u32, first: u32, second: u32) -> u32 {
 }
 
 kernel! {
-    fn drop_row(threshold: u32, scale: f32, first: u32, second: u32, y: &mut [f32]) {
+    fn drop_row(threshold: u32, scale: f32, first: u32, second: u32, from: u32, y: &mut [f32]) {
         for (column, y) in y.iter_mut().enumerate() {
-            let kept = hash(column as u32, first, second) >= threshold;
+            let kept = hash(from.wrapping_add(column as u32), first, second) >= threshold;
             *y = if kept { *y * scale } else { 0.0 };
+        }
+    }
+}
+
+kernel! {
+    fn add(values: &[f32], target: &mut [f32]) {
+        for (target, value) in target.iter_mut().zip(values) {
+            *target += value;
         }
     }
 }
@@ -143,6 +172,14 @@ mod tests {
             assert!(sum == expected, "{level:?}");
         });
         assert_same_bits_for_any_threads(|| ones(mask, rows, width));
+        let [mut masked, mut sum] = [x.clone(), x.clone()];
+        in_place(mask, width, &mut masked);
+        add_to(mask, &vec![0.5; x.len()], width, &mut sum);
+        assert!(sum == expected && masked.iter().zip(&x).zip(&kept).all(|((y, x), kept)| *y == x * kept));
+        // Any part of a row is what it is in the whole.
+        let mut part = x[5 * width + 100..6 * width].to_vec();
+        columns(Level::current(), mask, 5, 100, &mut part);
+        assert_eq!(part, masked[5 * width + 100..6 * width]);
         let mut unchanged = vec![0.0; x.len()];
         forward(Mask::new(1, 0.0), Numbers::F32(&x), width, &mut unchanged);
         assert_eq!(unchanged, x, "a probability of 0 changes nothing");

@@ -6,7 +6,7 @@
 
 mod cpu;
 
-pub use cpu::{add_masked, forward};
+pub use cpu::{add_masked, add_to, columns, forward, in_place};
 
 /// A dropout's mask: which one, and how much it drops.
 #[derive(Clone, Copy, Debug, PartialEq)]

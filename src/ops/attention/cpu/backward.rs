@@ -1,6 +1,6 @@
 //! The backward pass: probabilities formed again block by block, all gradients of a head in one task.
 
-use super::parts::{Part, copy_rows, first_key, parts, precision, product, score_stride, split};
+use super::parts::{Part, copy_rows, drop_probabilities, first_key, parts, precision, product, score_stride, split};
 use crate::ops::Into;
 use crate::ops::attention::{BLOCK, Documents, InputGradients, Saved, Shape};
 use crate::ops::parallel::{SharedRows, for_each_with_scratch};
@@ -20,7 +20,7 @@ pub fn backward_part(shape: Shape) -> usize {
 /// A task is one head of keys and values in one sequence; the gradients of its query heads are added in their order.
 pub fn backward(shape: Shape, scale: f32, saved: Saved, dy: &[f32], gradients: InputGradients, scratch: &mut [f32]) {
     shape.check();
-    saved.documents.check(shape);
+    saved.pattern.documents.check(shape);
     let Shape { batch, sequence, heads, kv_heads, .. } = shape;
     let inputs = parts(shape, saved.inputs);
     let (rows, q_width, kv_width) = (shape.rows(), shape.q_width(), shape.kv_width());
@@ -96,7 +96,7 @@ impl HeadTask<'_> {
 
         let head = KeyHead { keys, keys_transposed, values_transposed };
         let mut into = Into::Overwrite;
-        if matches!(self.saved.documents, Documents::Packed(_)) {
+        if matches!(self.saved.pattern.documents, Documents::Packed(_)) {
             dk.fill(0.0);
             dv.fill(0.0);
             into = Into::Accumulate;
@@ -134,7 +134,7 @@ impl HeadTask<'_> {
         let Shape { sequence, heads, head_dim, .. } = self.shape;
         let (level, precision, stride) = (self.level, self.precision, score_stride(self.shape));
         let rows = BLOCK.min(sequence - first);
-        let places = self.saved.documents.of(self.shape, self.b, first, rows);
+        let places = self.saved.pattern.documents.of(self.shape, self.b, first, rows);
         let from_key = first_key(first, places);
         let columns = first + rows - from_key;
         let [queries, rest] = split(scratch, BLOCK * head_dim, rows * head_dim);
@@ -156,7 +156,15 @@ impl HeadTask<'_> {
         product(precision, size, queries, Operand::row_major(&head.keys_transposed[from_key..], stride), p, stride);
         product(precision, size, dy, Operand::row_major(&head.values_transposed[from_key..], stride), ds, stride);
         let logs = &self.saved.log_sum_exp[(self.b * heads + h) * sequence + first..][..rows];
+        let query = (self.b * heads + h) * sequence + first;
+        let drop = |rows: &mut [f32]| {
+            if let Some(mask) = self.saved.pattern.dropout {
+                drop_probabilities(level, mask, query, from_key, columns, stride, rows);
+            }
+        };
+        drop(ds);
         score_gradients(level, p, ds, stride, first - from_key, columns, places, logs, deltas);
+        drop(p);
 
         let [p, ds] = [&*p, &*ds].map(|scores| Operand::row_major(scores, stride));
         let size = Size { m: rows, k: columns, n: head_dim };

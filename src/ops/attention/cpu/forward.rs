@@ -1,7 +1,7 @@
 //! The forward pass: blocks of query rows against all keys up to the diagonal.
 
-use super::parts::{first_key, parts, precision, product, score_stride, split};
-use crate::ops::attention::{BLOCK, Documents, Inputs, Shape};
+use super::parts::{drop_probabilities, first_key, parts, precision, product, score_stride, split};
+use crate::ops::attention::{BLOCK, Inputs, Pattern, Shape};
 use crate::ops::parallel::{SharedRows, for_each_with_scratch};
 use crate::ops::product::{Operand, Size};
 use crate::ops::simd::{LANES, Level, aligned, exp_in_place, kernel, max};
@@ -14,16 +14,17 @@ pub fn forward_part(shape: Shape) -> usize {
 }
 
 /// y [B*T, heads * head_dim] and log_sum_exp [B, heads, T].
-pub fn forward(
+pub fn forward<'a>(
     shape: Shape,
     scale: f32,
     inputs: Inputs,
-    documents: Documents,
+    pattern: impl Into<Pattern<'a>>,
     y: &mut [f32],
     log_sum_exp: &mut [f32],
     scratch: &mut [f32],
 ) {
     shape.check();
+    let Pattern { documents, dropout } = pattern.into();
     documents.check(shape);
     let Shape { batch, sequence, heads, kv_heads, head_dim } = shape;
     let inputs = parts(shape, inputs);
@@ -61,6 +62,9 @@ pub fn forward(
                 (Operand::row_major(queries, head_dim), Operand::row_major(&keys[from_key..], stride));
             product(precision, size, queries, keys, scores, stride);
             softmax_rows(level, scores, stride, first - from_key, columns, places, inverses, logs);
+            if let Some(mask) = dropout {
+                drop_probabilities(level, mask, head_index * sequence + first, from_key, columns, stride, scores);
+            }
             let size = Size { m: rows, k: columns, n: head_dim };
             let values = Operand::row_major(&values[from_key * head_dim..], head_dim);
             product(precision, size, Operand::row_major(scores, stride), values, results, head_dim);

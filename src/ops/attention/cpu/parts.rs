@@ -1,6 +1,7 @@
 //! Where queries, keys and values stand, and bringing them together in scratch.
 
 use crate::ops::attention::{Inputs, Shape};
+use crate::ops::dropout::{self, Mask};
 use crate::ops::product::{Operand, Precision, Size, Threads, multiply_in};
 use crate::ops::simd::{LANES, Level, kernel};
 use crate::ops::values::each_kind;
@@ -70,6 +71,22 @@ pub fn first_key(first: usize, places: &[u32]) -> usize {
 /// Elements between rows of a block of scores: whole registers.
 pub fn score_stride(shape: Shape) -> usize {
     shape.sequence.next_multiple_of(LANES)
+}
+
+/// Puts a block of rows, of which the first one is row `query` of the mask and has the keys from `from_key` on, under
+/// the mask.
+pub fn drop_probabilities(
+    level: Level,
+    mask: Mask,
+    query: usize,
+    from_key: usize,
+    columns: usize,
+    stride: usize,
+    rows: &mut [f32],
+) {
+    for (row, numbers) in rows.chunks_exact_mut(stride).enumerate() {
+        dropout::columns(level, mask, query + row, from_key, &mut numbers[..columns]);
+    }
 }
 
 /// The first `used` elements of the first `reserved` ones, and what comes after those.
