@@ -25,6 +25,14 @@ pub enum Stream {
     Corpus = 6,
     /// Low-rank adapters' initial weights.
     Adapter = 7,
+    /// Shifts and mirrors of training images.
+    Augmentation = 21,
+    /// Walks of a GFlowNet.
+    Walks = 22,
+    /// The start of Lanczos' method.
+    Lanczos = 23,
+    /// Suggestions of a hyperparameter search.
+    Search = 24,
 }
 
 /// A generator for `purpose` under the run's `seed`.

@@ -3,6 +3,7 @@
 mod adapted;
 pub mod bench;
 pub mod chat;
+pub mod compare;
 mod device;
 pub mod doctor;
 pub mod eval;
@@ -20,8 +21,14 @@ mod run_data;
 pub mod runs;
 mod setup;
 mod shape;
+pub mod sharpness;
+mod study_base;
 mod target;
+pub mod task;
+pub mod tokenizer;
+pub mod tune;
 pub mod watch;
+mod workers;
 
 use crate::config::{ConfigError, RunConfig};
 use std::path::{Path, PathBuf};

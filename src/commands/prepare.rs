@@ -5,7 +5,10 @@ use super::exact_match::Exam;
 use super::run_data::{self, RunData};
 use super::setup::{self, FoundTokenizer, Initial, LazyHub, ModelPlan};
 use super::{device, quickstart, shape};
-use crate::config::{DType, DataSource, Duration, ExampleColumns, RunConfig, ScheduleName, Source};
+use crate::config::{
+    DType, DataSource, Duration, ExampleColumns, OptimizerSettings, RunConfig, ScheduleConfig, ScheduleName, Settings,
+    Source,
+};
 use crate::data::{ChatTemplate, TextTokenizer};
 use crate::model::ModelShape;
 use crate::ops::product::Precision;
@@ -80,7 +83,8 @@ impl Prepared {
 pub fn prepare(mut config: RunConfig, stored: Option<&Path>) -> Result<Prepared> {
     let hub = LazyHub::with_cache_gib(config.data.cache_gib);
     let mut reasons = Vec::new();
-    let optimizer = optimizer(&mut config)?;
+    let settings = config.settings.0.clone();
+    let optimizer = optimizer_of(&mut config.optimizer, &settings)?;
     let device = device::choose(&mut config, &mut reasons)?;
     let precision = precision(&mut config, &device, &mut reasons)?;
 
@@ -142,7 +146,7 @@ pub fn prepare(mut config: RunConfig, stored: Option<&Path>) -> Result<Prepared>
     let plain_chat_template = plain_chat_template(&config, found.as_ref(), folder.as_deref())?;
     let steps = steps(&config, &data, found.as_ref(), &model)?;
     let horizon = *config.schedule.steps.get_or_insert(steps);
-    let schedule = schedule(&config, horizon)?;
+    let schedule = schedule_of(&config.schedule, &settings, horizon)?;
     Ok(Prepared {
         config,
         model,
@@ -164,9 +168,9 @@ pub fn prepare(mut config: RunConfig, stored: Option<&Path>) -> Result<Prepared>
 }
 
 /// The optimizer's own checks; the config gets the complete list of its keys.
-fn optimizer(config: &mut RunConfig) -> Result<OptimizerConfig> {
+pub fn optimizer_of(config: &mut OptimizerSettings, settings: &Settings) -> Result<OptimizerConfig> {
     let mut keys = Vec::new();
-    for (key, value) in &config.optimizer.keys {
+    for (key, value) in &config.keys {
         let value = match value {
             toml::Value::Boolean(truth) => Value::Bool(*truth),
             toml::Value::String(text) => Value::Text(text.clone().into()),
@@ -176,9 +180,9 @@ fn optimizer(config: &mut RunConfig) -> Result<OptimizerConfig> {
         };
         keys.push((key.clone(), value));
     }
-    let optimizer = OptimizerConfig::from_keys(&config.optimizer.name, &keys).map_err(|error| {
+    let optimizer = OptimizerConfig::from_keys(&config.name, &keys).map_err(|error| {
         let key = format!("optimizer.{}", error.key.as_deref().unwrap_or("name"));
-        config.settings.0.error(&key, error.to_string())
+        settings.error(&key, error.to_string())
     })?;
     let resolved = optimizer.resolved().iter().map(|(key, value)| {
         let value = match value {
@@ -188,7 +192,7 @@ fn optimizer(config: &mut RunConfig) -> Result<OptimizerConfig> {
         };
         ((*key).to_owned(), value)
     });
-    config.optimizer.keys = resolved.collect();
+    config.keys = resolved.collect();
     Ok(optimizer)
 }
 
@@ -278,16 +282,17 @@ fn steps(config: &RunConfig, data: &RunData, tokenizer: Option<&TextTokenizer>, 
     }
 }
 
-fn schedule(config: &RunConfig, horizon: u64) -> Result<Schedule> {
-    let given = &config.schedule;
+/// The schedule over `horizon` steps.
+pub fn schedule_of(given: &ScheduleConfig, settings: &Settings, horizon: u64) -> Result<Schedule> {
     let (name, decay_ratio) = match given.name {
         ScheduleName::Cosine => ("cosine", None),
         ScheduleName::Linear => ("linear", None),
         ScheduleName::Constant => ("constant", None),
         ScheduleName::WarmupStableDecay => ("wsd", Some(given.decay_ratio)),
+        ScheduleName::RangeTest => ("range_test", None),
     };
     Schedule::new(name, given.warmup_steps, given.min_lr_ratio, horizon, decay_ratio).map_err(|error| {
         let key = format!("schedule.{}", error.key.as_deref().unwrap_or("name"));
-        config.settings.0.error(&key, error.to_string()).into()
+        settings.error(&key, error.to_string()).into()
     })
 }

@@ -94,6 +94,7 @@ fn pretrain(options: &Options) -> Result<Ending> {
     folder.write_config(&prepared.config.to_toml())?;
     if resumed.is_none() {
         write_model_folder(&prepared, &stored)?;
+        folder.write_initial_hash(&store)?;
     }
     Status::of_this_process(Phase::Running, prepared.steps).write(&path)?;
     let state = resumed.map(|(state, _)| state);
@@ -342,12 +343,13 @@ fn announce(
 }
 
 fn schedule_word(config: &RunConfig) -> &'static str {
-    use crate::config::ScheduleName::{Constant, Cosine, Linear, WarmupStableDecay};
+    use crate::config::ScheduleName::{Constant, Cosine, Linear, RangeTest, WarmupStableDecay};
     match config.schedule.name {
         Cosine => "cosine",
         Linear => "linear",
         Constant => "constant",
         WarmupStableDecay => "warm-up, stable, decay",
+        RangeTest => "range test",
     }
 }
 

@@ -6,12 +6,16 @@ mod resolve;
 mod schema;
 mod settings;
 mod source;
+mod task;
 mod write;
 
 pub use compare::changed_mathematics;
 pub use examples::{ExampleColumns, ExamplesConfig, TooLong};
 pub use settings::{Origin, Settings};
 pub use source::{Source, looks_like_hub_id};
+pub use task::{
+    GridTask, ImageNetwork, ImageObjective, ImageTask, SharpnessConfig, Task, TaskRunConfig, with_optimizer,
+};
 
 use std::path::{Path, PathBuf};
 
@@ -156,6 +160,8 @@ pub enum ScheduleName {
     Linear,
     Constant,
     WarmupStableDecay,
+    /// From the floor up to the peak, exponentially: the learning-rate range test.
+    RangeTest,
 }
 
 /// The learning-rate schedule; it multiplies `optimizer.lr`.

@@ -4,6 +4,13 @@ use super::*;
 
 /// Checks `settings` and fills in what they leave out.
 pub fn resolve(settings: Settings, name: &str, base: &Path) -> Result<RunConfig, ConfigError> {
+    if settings.is_set("task.name") {
+        let message = "this is a config of a small task of the laboratory: run it with `vrtrain lab train`";
+        return Err(settings.error("task.name", message));
+    }
+    if let Some(key) = settings.keys().find(|key| key.starts_with("task.")) {
+        return Err(settings.error(key, format!("`{key}` has no meaning without `task.name`")));
+    }
     let model = model(&settings, base)?;
     let data = data(&settings, base)?;
     let train = train(&settings, &data)?;
@@ -77,7 +84,7 @@ pub(super) fn choice<T: Copy>(
 }
 
 /// A whole number that must be at least 1.
-fn positive(settings: &Settings, key: &str) -> Result<Option<usize>, ConfigError> {
+pub(super) fn positive(settings: &Settings, key: &str) -> Result<Option<usize>, ConfigError> {
     match settings.whole(key) {
         Some(0) => Err(settings.error(key, format!("`{key}` must be at least 1"))),
         Some(number) => match usize::try_from(number) {
@@ -89,7 +96,7 @@ fn positive(settings: &Settings, key: &str) -> Result<Option<usize>, ConfigError
 }
 
 /// A number within [low, high].
-fn within(settings: &Settings, key: &str, default: f64, low: f64, high: f64) -> Result<f64, ConfigError> {
+pub(super) fn within(settings: &Settings, key: &str, default: f64, low: f64, high: f64) -> Result<f64, ConfigError> {
     let value = settings.number(key).unwrap_or(default);
     if value.is_finite() && (low..=high).contains(&value) {
         return Ok(value);
@@ -186,7 +193,7 @@ fn check_shape(settings: &Settings, config: &ModelConfig) -> Result<(), ConfigEr
     Ok(())
 }
 
-fn data_source(settings: &Settings, key: &str, base: &Path) -> Result<Option<DataSource>, ConfigError> {
+pub(super) fn data_source(settings: &Settings, key: &str, base: &Path) -> Result<Option<DataSource>, ConfigError> {
     let Some(texts) = settings.texts(key) else { return Ok(None) };
     if texts.is_empty() || texts.iter().any(String::is_empty) {
         return Err(settings.error(key, format!("`{key}` is empty: give a hub data set, a folder or files")));
@@ -242,9 +249,15 @@ fn data(settings: &Settings, base: &Path) -> Result<DataConfig, ConfigError> {
     })
 }
 
-fn schedule(settings: &Settings) -> Result<ScheduleConfig, ConfigError> {
-    use ScheduleName::{Constant, Cosine, Linear, WarmupStableDecay};
-    let words = [("cosine", Cosine), ("linear", Linear), ("constant", Constant), ("wsd", WarmupStableDecay)];
+pub(super) fn schedule(settings: &Settings) -> Result<ScheduleConfig, ConfigError> {
+    use ScheduleName::{Constant, Cosine, Linear, RangeTest, WarmupStableDecay};
+    let words = [
+        ("cosine", Cosine),
+        ("linear", Linear),
+        ("constant", Constant),
+        ("wsd", WarmupStableDecay),
+        ("range_test", RangeTest),
+    ];
     let name = choice(settings, "schedule.name", Cosine, &words)?;
     for (key, used) in
         [("schedule.min_lr_ratio", name != Constant), ("schedule.decay_ratio", name == WarmupStableDecay)]
@@ -262,7 +275,7 @@ fn schedule(settings: &Settings) -> Result<ScheduleConfig, ConfigError> {
     })
 }
 
-fn duration(settings: &Settings) -> Result<Duration, ConfigError> {
+pub(super) fn duration(settings: &Settings) -> Result<Duration, ConfigError> {
     let given: Vec<&str> =
         ["train.steps", "train.tokens", "train.epochs"].into_iter().filter(|key| settings.is_set(key)).collect();
     match given[..] {

@@ -51,6 +51,18 @@ pub const KEYS: &[(&str, Kind)] = &[
     ("model.rms_norm_epsilon", Kind::Number),
     ("model.rope_theta", Kind::Number),
     ("model.dropout", Kind::Number),
+    ("task.name", Kind::Text),
+    ("task.batch", Kind::Whole),
+    ("task.loss", Kind::Text),
+    ("task.augment", Kind::Truth),
+    ("task.examples", Kind::Whole),
+    ("task.validation_examples", Kind::Whole),
+    ("task.side", Kind::Whole),
+    ("task.layers", Kind::Whole),
+    ("task.width", Kind::Whole),
+    ("task.sharpness_every", Kind::Whole),
+    ("task.sharpness_examples", Kind::Whole),
+    ("task.sharpness_iterations", Kind::Whole),
     ("tokenizer.source", Kind::Text),
     ("data.source", Kind::Texts),
     ("data.files", Kind::Texts),
@@ -120,7 +132,7 @@ pub fn is_section(path: &str) -> bool {
 /// The existing key or section nearest to `key`: the same last word elsewhere, else the least changed spelling.
 pub fn nearest(key: &str) -> Option<String> {
     let last = |path: &str| path.rsplit('.').next().unwrap_or(path).to_owned();
-    let sections = ["model", "tokenizer", "data", "data.validation", "optimizer", "schedule", "train", "lora"];
+    let sections = ["model", "task", "tokenizer", "data", "data.validation", "optimizer", "schedule", "train", "lora"];
     let known = KEYS.iter().map(|(name, _)| *name).chain(sections);
     let same_word: Vec<_> = known.clone().filter(|name| last(name) == last(key)).collect();
     if let [only] = same_word[..] {

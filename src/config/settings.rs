@@ -18,6 +18,14 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Reads a config file.
+    pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| ConfigError::flag("--config", format!("cannot read {}: {error}", path.display())))?;
+        let name = path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into());
+        Self::from_toml(&text, &name)
+    }
+
     /// Reads the text of a config file; `name` stands in error messages.
     pub fn from_toml(text: &str, name: &str) -> Result<Self, ConfigError> {
         let line = |offset: usize| text[..offset.min(text.len())].matches('\n').count() + 1;
@@ -104,6 +112,11 @@ impl Settings {
     /// Where `key` was given; for a key left at its default, its name.
     pub fn origin(&self, key: &str) -> Origin {
         self.values.get(key).map_or_else(|| Origin(format!("default of `{key}`")), |(_, origin)| origin.clone())
+    }
+
+    /// Every key that was given, in alphabetical order.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.values.keys().map(String::as_str)
     }
 
     pub fn is_set(&self, key: &str) -> bool {

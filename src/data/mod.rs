@@ -5,6 +5,7 @@
 
 mod bytes;
 mod chat_template;
+mod cifar;
 mod data_set;
 mod document;
 mod documents;
@@ -28,6 +29,7 @@ mod tests;
 
 pub use bytes::{ByteSource, LocalFile, MemoryFile};
 pub use chat_template::{ChatTemplate, Message, ReplyOpening};
+pub use cifar::Images;
 pub use data_set::{DataSet, Summary};
 pub use document::{Document, Opening};
 pub use documents::documents_as_ids;

@@ -4,11 +4,12 @@ use super::gpt2::{self, Gpt2Config, Gpt2Cpu};
 use super::init::Initializer;
 use super::llama::{self, LlamaConfig, LlamaCpu};
 use super::weights::{self, NamePrefix, StoredModel};
-use super::{Extent, Head, TextMarks};
+use super::{Batch, Extent, Head, TextMarks};
 use crate::config::{Architecture, Recompute};
 use crate::ops::product::Precision;
 use crate::params::{Layout, ParameterSpec};
 use anyhow::Result;
+use candle_core::Tensor;
 use serde_json::Value;
 use std::path::PathBuf;
 
@@ -46,6 +47,15 @@ impl ModelShape {
         match self {
             Self::Gpt2(_) => Architecture::Gpt2,
             Self::Llama(_) => Architecture::Llama,
+        }
+    }
+
+    /// The sum of the losses of a batch from candle primitives, a function of `tensors`, the parameters in the layout's
+    /// order and in any one dtype; and the number of its targets.
+    pub fn twin_loss(&self, layout: &Layout, tensors: &[Tensor], batch: Batch) -> candle_core::Result<(Tensor, u64)> {
+        match self {
+            Self::Gpt2(config) => gpt2::twin::loss(config, layout, tensors, batch),
+            Self::Llama(config) => llama::twin::loss(config, layout, tensors, batch),
         }
     }
 

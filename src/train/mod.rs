@@ -13,6 +13,7 @@ mod status;
 mod step;
 
 pub use evaluate::{Evaluation, evaluate};
+pub use journal::Journal;
 pub use log::{Events, RunLog, Sample, Telemetry, read_samples, read_telemetry, unix_time};
 pub use metrics::{Record, read as read_metrics};
 pub use progress::{GIB, Peak, Progress, Stage, StepLines, Verbosity, human_duration, peak_memory_bytes, short};
@@ -30,7 +31,7 @@ use checkpoint::{BaseRecord, Best, Checkpoints, State};
 use std::time::Instant;
 
 /// A batch of data as the model takes it.
-fn view(batch: &data::Batch) -> Batch<'_> {
+pub fn view(batch: &data::Batch) -> Batch<'_> {
     let documents = batch.places.as_deref().map_or(Documents::Whole, Documents::Packed);
     Batch { inputs: &batch.inputs, targets: &batch.targets, rows: batch.rows, documents }
 }

@@ -9,6 +9,7 @@ use crate::params::ParameterStore;
 use crate::random::{Stream, generator};
 use anyhow::{Context, Result};
 use rand_chacha::ChaCha8Rng;
+use sha2::{Digest, Sha256};
 use std::time::Instant;
 
 /// Why a step cannot be taken.
@@ -51,6 +52,16 @@ impl GradientSource for StepBatches<'_> {
     }
 }
 
+/// Takes a micro-batch into the hash of its step.
+fn hash_batch(hasher: &mut Sha256, batch: &data::Batch) {
+    hasher.update((batch.rows as u64).to_le_bytes());
+    hasher.update(bytemuck::cast_slice::<u32, u8>(&batch.inputs));
+    hasher.update(bytemuck::cast_slice::<u32, u8>(&batch.targets));
+    if let Some(places) = &batch.places {
+        hasher.update(bytemuck::cast_slice::<u32, u8>(places));
+    }
+}
+
 impl Run<'_> {
     /// Takes one step and describes it.
     pub(super) fn one_step(&mut self, started: Instant) -> Result<Record> {
@@ -59,9 +70,10 @@ impl Run<'_> {
         let (mut loss, mut tokens) = (LossSum::default(), 0);
         // Only optimizers with a second pass need the batches again.
         let keep = self.optimizer.needs_second_pass();
-        let mut batches = Vec::new();
+        let (mut batches, mut hasher) = (Vec::new(), Sha256::new());
         for micro_batch in 0..self.micro_batches {
             let batch = self.stream.next_batch(self.micro_batch).context("cannot read the training data")?;
+            hash_batch(&mut hasher, &batch);
             self.engine.draw(Draw { seed: self.seed, step, micro_batch: micro_batch as u64 });
             let part = self.engine.gradients(&mut self.store, view(&batch), ModelLabels::Data)?;
             if !part.sum.is_finite() {
@@ -113,8 +125,8 @@ impl Run<'_> {
             velocity_sq: report.velocity_sq,
             step_ms: 1e3 * seconds,
             tokens_per_s: tokens as f64 / seconds,
-            val_loss: None,
-            exact_match: None,
+            batch: Some(hasher.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()),
+            ..Record::default()
         })
     }
 }
