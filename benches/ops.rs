@@ -102,13 +102,14 @@ impl Step {
             rms_norm::backward(saved, &dy, dx, dweight, &mut scratch);
         });
 
-        let (x, mut dy) = (normal(1, rows * 4 * width), normal(2, rows * 4 * width));
-        let (mut y, mut second) = (x.clone(), x.clone());
+        let (x, dy) = (normal(1, rows * 4 * width), normal(2, rows * 4 * width));
+        let (mut y, mut second, mut third) = (x.clone(), x.clone(), x.clone());
         self.measure("gelu", self.layers, 0.0, || activation::gelu(&x, &mut y));
-        self.measure("gelu backward", self.layers, 0.0, || activation::gelu_backward(&x, &mut dy));
+        self.measure("gelu backward", self.layers, 0.0, || activation::gelu_backward(&x, &dy, &mut y, &mut second));
         self.measure("swiglu (LLaMA)", 0, 0.0, || activation::swiglu(&x, &dy, &mut y));
         self.measure("swiglu backward (LLaMA)", 0, 0.0, || {
-            activation::swiglu_backward(&x, &x, &dy, &mut y, &mut second);
+            let (dgate, dup, y) = ((&mut y).into(), (&mut second).into(), (&mut third).into());
+            activation::swiglu_backward(&x, &x, &dy, activation::SwigluGradients { dgate, dup, y });
         });
         let table = rotary::Table::new(10_000.0, width / self.heads, rows, rotary::Scaling::None);
         let positions: Vec<u32> = (0..rows as u32).collect();
@@ -155,15 +156,20 @@ impl Step {
         // Two products of T^2/2 * 2C operations a sequence forward, five backward.
         let product = (rows * sequence * width) as f64;
         self.measure("attention", layers, 2.0 * product, || {
-            let inputs = Inputs::Fused(&qkv);
+            let inputs = Inputs::Fused((&qkv).into());
             attention::forward(shape, shape.scale(), inputs, whole, &mut y, &mut log_sum_exp, &mut scratch);
         });
         self.measure("attention backward", layers, 5.0 * product, || {
-            let saved = Saved { inputs: Inputs::Fused(&qkv), documents: whole, y: &y, log_sum_exp: &log_sum_exp };
+            let saved = Saved {
+                inputs: Inputs::Fused((&qkv).into()),
+                pattern: whole.into(),
+                y: (&y).into(),
+                log_sum_exp: &log_sum_exp,
+            };
             attention::backward(shape, shape.scale(), saved, &dy, InputGradients::Fused(&mut dqkv), &mut scratch);
         });
         let (keys, values) = (&qkv[..sequence * width], &qkv[sequence * width..2 * sequence * width]);
-        let cache = attention::Cache { keys, values, capacity: sequence, lengths: &[sequence] };
+        let cache = attention::Cache { keys, values, capacity: sequence, sequences: &[0], lengths: &[sequence] };
         let one = Shape { batch: 1, ..shape };
         let mut scratch = vec![0.0; attention::decode_scratch_len(sequence)];
         self.measure("attention, one row", 0, 0.0, || {

@@ -1,18 +1,24 @@
 //! The command line: arguments, dispatch, the error chain, exit codes. clap is known here alone.
 
-use crate::commands::{self, Ending, bench, doctor, eval, export, generate, lab, plan, pretrain, report, runs, watch};
-use crate::config::{ConfigError, Recompute};
+mod benches;
+mod laboratory;
+
+use crate::commands::{self, Ending, chat, doctor, eval, export, finetune, generate, plan, pretrain};
+use crate::commands::{report, runs, watch};
+use crate::config::ConfigError;
 use crate::ops::product::Precision;
 use crate::train::StepLines;
 use anyhow::Context;
+use benches::BenchCommand;
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use laboratory::{CompareArgs, LabCommand, SharpnessArgs, TuneCommand};
 use report::Format;
 use std::io::Write;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Pre-train small GPTs from a terminal, with VRAdam.
+/// Pre-train small GPTs and fine-tune LLMs from a terminal, with VRAdam.
 ///
 /// Data goes to stdout, logs and progress to stderr. Exit codes: 0 done, 1 failed, 2 bad usage or config, 3 interrupted
 /// and saved.
@@ -31,6 +37,12 @@ enum Command {
         vrtrain pretrain --config configs/gpt2-124m.toml --set optimizer.beta3=20 --run-dir runs/a\n  \
         vrtrain pretrain --run-dir runs/a --resume")]
     Pretrain(PretrainArgs),
+    /// Fine-tune a model on prompts with completions or on conversations; without --config the quickstart's own model.
+    #[command(after_help = "Examples:\n  \
+        vrtrain finetune\n  \
+        vrtrain finetune --config configs/smollm2-135m-gsm8k.toml --set optimizer.lr=1e-4 --run-dir runs/b\n  \
+        vrtrain finetune --run-dir runs/b --resume")]
+    Finetune(PretrainArgs),
     /// Write text with a run or a model.
     #[command(after_help = "Examples:\n  \
         vrtrain generate runs/quickstart-1 --prompt 'Question: Tom has 3 apples'\n  \
@@ -41,8 +53,18 @@ enum Command {
     #[command(after_help = "Example:\n  vrtrain export runs/a --out my-model")]
     Export(ExportArgs),
     /// Measure a run or a model on a task.
-    #[command(after_help = "Example:\n  vrtrain eval runs/a --task perplexity --data wiki.test.txt --json")]
+    #[command(after_help = "Examples:\n  \
+        vrtrain eval runs/a --task perplexity --data wiki.test.txt --json\n  \
+        vrtrain eval runs/a --task gsm8k --data test.jsonl --shots-from train.jsonl --samples a.jsonl\n  \
+        vrtrain eval runs/a --task gsm8k --data test.jsonl --prompt template --limit 100\n  \
+        vrtrain eval openai-community/gpt2 --task hellaswag\n  \
+        vrtrain eval --compare a.jsonl b.jsonl")]
     Eval(EvalArgs),
+    /// Talk with a model through its chat template.
+    #[command(after_help = "Examples:\n  \
+        vrtrain chat HuggingFaceTB/SmolLM2-135M-Instruct\n  \
+        echo 'Why is the sky blue?' | vrtrain chat my-model --temperature 0.7")]
+    Chat(ChatArgs),
     /// Check this machine: device, instruction sets, memory, cache, hub, tokenizer.
     #[command(after_help = "Example:\n  vrtrain doctor --json")]
     Doctor(DoctorArgs),
@@ -86,78 +108,22 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
     },
-    /// The laboratory's studies.
+    /// Compare optimizers (or whole configs) from the same weights over the same batches, with intervals.
+    #[command(after_help = "Examples:\n  \
+        vrtrain compare --task gridworld --optimizers vradam,adamw,sgd --seeds 1,2,3 --out grid\n  \
+        vrtrain compare --config configs/gpt2-30m-cpu.toml --optimizers vradam,adamw --tuned tuned/best.toml --out pair\n  \
+        vrtrain compare --config a.toml --config b.toml --out two\n\n\
+        The paper's quality score on OASST2 needs a judge model and is left out. The same command goes on where it was left.")]
+    Compare(CompareArgs),
+    /// Find learning rates and other keys: a range test, a search, the gate's constants.
+    #[command(subcommand)]
+    Tune(TuneCommand),
+    /// The largest eigenvalues of the loss's Hessian at a run's checkpoints, beside the edges of stability.
+    #[command(after_help = "Examples:\n  vrtrain sharpness runs/a\n  vrtrain sharpness runs/a --all --examples 4")]
+    Sharpness(SharpnessArgs),
+    /// The laboratory: studies in closed form, and runs of the paper's small tasks.
     #[command(subcommand)]
     Lab(LabCommand),
-}
-
-#[derive(Subcommand)]
-enum LabCommand {
-    /// Where momentum with a velocity gate is stable, bounded, or cycles: on a quadratic and on Rosenbrock's function.
-    #[command(after_help = "Example:\n  vrtrain lab stability --out stability")]
-    Stability(StabilityArgs),
-}
-
-#[derive(Args)]
-struct StabilityArgs {
-    #[arg(long, default_value_t = 0.9, allow_negative_numbers = true)]
-    beta1: f64,
-    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
-    beta3: f64,
-    #[arg(long, default_value_t = 10.0, allow_negative_numbers = true)]
-    alpha1: f64,
-    /// Steps of each simulated run.
-    #[arg(long, default_value_t = 100_000)]
-    steps: usize,
-    /// Draw pictures (PNG and SVG) into this folder.
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
-    /// One JSON object.
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Subcommand)]
-enum BenchCommand {
-    /// Tokens per second of a training step on random tokens, and where its time goes (default: GPT-2 124M).
-    #[command(after_help = "Example:\n  vrtrain bench train --n-layer 6 --n-embd 384 --n-head 6 --json")]
-    Train(BenchTrainArgs),
-    /// VRAdam's step beside AdamW's and beside the time that memory needs, on 124M parameters (2.7 GB).
-    #[command(after_help = "Example:\n  vrtrain bench optimizer --pairs 21 --json")]
-    Optimizer {
-        /// Alternated pairs of steps.
-        #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..))]
-        pairs: u32,
-        /// One JSON object.
-        #[arg(long)]
-        json: bool,
-    },
-}
-
-#[derive(Args)]
-struct BenchTrainArgs {
-    #[arg(long, default_value_t = 12)]
-    n_layer: usize,
-    #[arg(long, default_value_t = 12)]
-    n_head: usize,
-    #[arg(long, default_value_t = 768)]
-    n_embd: usize,
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
-    micro_batch: u32,
-    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
-    sequence_length: u32,
-    /// Steps that are measured, after two that are not.
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
-    steps: u32,
-    /// none, or block: keep each block's input alone and compute the rest again.
-    #[arg(long, default_value = "none", value_parser = ["none", "block"])]
-    recompute: String,
-    /// f32, or bf16: the operands of the products are rounded to bf16.
-    #[arg(long, default_value = "f32", value_parser = ["f32", "bf16"])]
-    dtype: String,
-    /// One JSON object.
-    #[arg(long)]
-    json: bool,
 }
 
 /// Flags that choose a config.
@@ -203,8 +169,65 @@ struct GenerateArgs {
     /// The token ids to continue, separated by commas.
     #[arg(long, value_delimiter = ',', value_name = "ID,ID,...")]
     prompt_ids: Option<Vec<u32>>,
+    /// Many prompts, one JSON object a line with `prompt` or `prompt_ids`; writes one JSON object a line, in their order.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_ids"])]
+    prompts: Option<PathBuf>,
+    /// How many of --prompts are completed at a time (default 16, at most 32); it changes no text.
+    #[arg(long)]
+    batch: Option<usize>,
     /// How many tokens to write at most.
     #[arg(long, default_value_t = 128)]
+    max_new_tokens: usize,
+    /// 0 is greedy.
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    temperature: f64,
+    /// Draw among the k likeliest tokens only.
+    #[arg(long)]
+    top_k: Option<usize>,
+    /// Draw among the likeliest tokens whose probabilities reach p.
+    #[arg(long, allow_negative_numbers = true)]
+    top_p: Option<f64>,
+    /// Seed of the draws (prompt N of --prompts, counted from 0, draws with seed + N).
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Stop before this text; may be given several times.
+    #[arg(long)]
+    stop: Vec<String>,
+    /// f32, or bf16: weights and operands of the products are rounded to bf16, which is quicker.
+    #[arg(long, default_value = "f32", value_parser = ["f32", "bf16"])]
+    dtype: String,
+    /// One JSON object instead of streamed text.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct ExportArgs {
+    /// A run folder or a checkpoint.
+    #[arg(value_name = "RUN|CHECKPOINT")]
+    target: String,
+    /// The checkpoint of the lowest validation loss instead of the newest.
+    #[arg(long)]
+    best: bool,
+    /// The folder to write; it must not exist or be empty.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Of a run with adapters: the whole model with the adapters merged into its (dequantized) base, instead of the
+    /// adapters alone in PEFT's format.
+    #[arg(long)]
+    merge: bool,
+}
+
+#[derive(Args)]
+struct ChatArgs {
+    /// A run folder, a checkpoint, a model folder, or a hub id.
+    #[arg(value_name = "RUN|MODEL")]
+    target: String,
+    /// A system message at the beginning of the conversation.
+    #[arg(long)]
+    system: Option<String>,
+    /// How many tokens a reply has at most.
+    #[arg(long, default_value_t = 512)]
     max_new_tokens: usize,
     /// 0 is greedy.
     #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
@@ -218,47 +241,80 @@ struct GenerateArgs {
     /// Seed of the draws.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Stop before this text; may be given several times.
-    #[arg(long)]
-    stop: Vec<String>,
-    /// One JSON object instead of streamed text.
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Args)]
-struct ExportArgs {
-    /// A run folder or a checkpoint.
-    #[arg(value_name = "RUN|CHECKPOINT")]
-    target: String,
-    /// The folder to write; it must not exist or be empty.
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
+    /// f32, or bf16: weights and operands of the products are rounded to bf16, which is quicker.
+    #[arg(long, default_value = "f32", value_parser = ["f32", "bf16"])]
+    dtype: String,
 }
 
 #[derive(Args)]
 struct EvalArgs {
     /// A run folder, a checkpoint, a model folder, or a hub id.
-    #[arg(value_name = "RUN|MODEL")]
-    target: String,
+    #[arg(value_name = "RUN|MODEL", required_unless_present = "compare")]
+    target: Option<String>,
     /// The task.
-    #[arg(long, value_parser = ["perplexity"])]
-    task: String,
-    /// What to score: a text, jsonl, parquet or .bin file, a folder, or a hub data set.
+    #[arg(long, required_unless_present = "compare", value_parser = ["perplexity", "gsm8k", "hellaswag", "lambada"])]
+    task: Option<String>,
+    /// McNemar's test on two files that --samples wrote: do they differ in how many they get right?
+    #[arg(long, num_args = 2, value_names = ["A.jsonl", "B.jsonl"], conflicts_with_all = ["target", "task"])]
+    compare: Option<Vec<PathBuf>>,
+    /// What to score: a text, jsonl, parquet or .bin file, a folder, or a hub data set; but for perplexity the task's own
+    /// data set on the hub if left out.
     #[arg(long, value_name = "FILE|DATASET")]
-    data: String,
+    data: Option<String>,
     /// Which files of a folder or data set; may be given several times.
     #[arg(long, value_name = "GLOB")]
     files: Vec<String>,
-    /// Column of the text in parquet and jsonl files.
-    #[arg(long, default_value = "text")]
-    text_column: String,
-    /// Targets of a window; left out: the smaller of the context and 2048.
+    /// Column of the text in parquet and jsonl files [default: text].
+    #[arg(long)]
+    text_column: Option<String>,
+    /// perplexity: targets of a window [default: the smaller of the context and 2048].
     #[arg(long)]
     window: Option<usize>,
-    /// Score at most this many targets.
+    /// perplexity: from one window's beginning to the next one's [default: the window, so that none overlap].
+    #[arg(long)]
+    stride: Option<usize>,
+    /// perplexity: score at most this many targets.
     #[arg(long)]
     max_tokens: Option<u64>,
+    /// Only the first so many problems.
+    #[arg(long)]
+    limit: Option<usize>,
+    /// gsm8k: as lm-evaluation-harness puts it (harness, cot), in the text of fine-tuning (template), or as a chat turn.
+    #[arg(long, value_parser = ["harness", "cot", "template", "chat"])]
+    prompt: Option<String>,
+    /// gsm8k: the text of --prompt template, with {prompt} in the question's place [default: the run's own, else "Question: {prompt}\nAnswer: "].
+    #[arg(long, allow_hyphen_values = true)]
+    template: Option<String>,
+    /// gsm8k: worked examples before each question [default: 5; cot: 8; template and chat: 0].
+    #[arg(long)]
+    shots: Option<usize>,
+    /// gsm8k: where the examples come from [default: the training part beside --data].
+    #[arg(long, value_name = "FILE|DATASET")]
+    shots_from: Option<String>,
+    /// gsm8k: seed of the examples' choice [default: 1234, as lm-evaluation-harness].
+    #[arg(long)]
+    seed: Option<u64>,
+    /// gsm8k: whose rule says what is right [default: lm-eval, strict and flexible].
+    #[arg(long, value_parser = ["lm-eval", "openai"])]
+    grader: Option<String>,
+    /// gsm8k: fill in the results of <<expressions=, as OpenAI's sampler does.
+    #[arg(long)]
+    calculator: bool,
+    /// gsm8k: tokens of an answer at most [default: 256].
+    #[arg(long)]
+    max_new_tokens: Option<usize>,
+    /// gsm8k: problems at a time [default: 16, at most 32]; it changes no answer.
+    #[arg(long)]
+    batch: Option<usize>,
+    /// f32, or bf16: weights and operands of the products are rounded to bf16, which is quicker.
+    #[arg(long, default_value = "f32", value_parser = ["f32", "bf16"])]
+    dtype: String,
+    /// Write one JSON object a problem to this file.
+    #[arg(long, value_name = "FILE")]
+    samples: Option<PathBuf>,
+    /// gsm8k: go on with the problems that the --samples file lacks.
+    #[arg(long)]
+    resume: bool,
     /// One JSON object.
     #[arg(long)]
     json: bool,
@@ -363,56 +419,44 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<Ending> {
     match command {
-        Command::Pretrain(args) => pretrain::run(&pretrain::Options {
-            config: config(args.config),
-            run_dir: args.run_dir,
-            resume: args.resume,
-            quiet: args.quiet,
-            step_lines: if args.json_lines { StepLines::Json } else { StepLines::None },
-            json: args.json,
-        }),
+        Command::Pretrain(args) => pretrain::run(&training(args, pretrain::Stage::Pretrain)),
+        Command::Finetune(args) => finetune::run(training(args, pretrain::Stage::Finetune)),
         Command::Generate(args) => generate::run(&generate::Options {
             target: args.target,
             prompt: args.prompt,
             prompt_ids: args.prompt_ids,
+            prompts: args.prompts,
+            batch: args.batch,
             max_new_tokens: args.max_new_tokens,
             temperature: args.temperature,
             top_k: args.top_k,
             top_p: args.top_p,
             seed: args.seed,
             stop: args.stop,
+            precision: precision(&args.dtype),
             json: args.json,
         }),
-        Command::Export(args) => export::run(&args.target, &args.out),
-        Command::Eval(args) => eval::run(&eval::Options {
+        Command::Export(args) => {
+            let choice = if args.best { export::Choice::Best } else { export::Choice::Newest };
+            let form = if args.merge { export::Form::Merged } else { export::Form::AsTrained };
+            export::run(&args.target, choice, form, &args.out)
+        }
+        Command::Eval(args) => evaluate(args),
+        Command::Chat(args) => chat::run(&chat::Options {
             target: args.target,
-            data: args.data,
-            files: args.files,
-            text_column: args.text_column,
-            window: args.window,
-            max_tokens: args.max_tokens,
-            json: args.json,
+            system: args.system,
+            max_new_tokens: args.max_new_tokens,
+            temperature: args.temperature,
+            top_k: args.top_k,
+            top_p: args.top_p,
+            seed: args.seed,
+            precision: precision(&args.dtype),
         }),
-        Command::Bench(BenchCommand::Train(args)) => bench::train(&bench::TrainOptions {
-            n_layer: args.n_layer,
-            n_head: args.n_head,
-            n_embd: args.n_embd,
-            micro_batch: args.micro_batch as usize,
-            sequence_length: args.sequence_length as usize,
-            steps: args.steps as usize,
-            recompute: if args.recompute == "block" { Recompute::Block } else { Recompute::None },
-            precision: if args.dtype == "bf16" { Precision::Bf16 } else { Precision::F32 },
-            json: args.json,
-        }),
-        Command::Bench(BenchCommand::Optimizer { pairs, json }) => bench::optimizer(pairs as usize, json),
-        Command::Lab(LabCommand::Stability(args)) => lab::stability(&lab::StabilityOptions {
-            beta1: args.beta1,
-            beta3: args.beta3,
-            alpha1: args.alpha1,
-            steps: args.steps,
-            out: args.out,
-            json: args.json,
-        }),
+        Command::Bench(command) => benches::bench(command),
+        Command::Compare(args) => laboratory::compare(args),
+        Command::Tune(command) => laboratory::tune(command),
+        Command::Sharpness(args) => laboratory::sharpness(args),
+        Command::Lab(command) => laboratory::lab(command),
         Command::Doctor(args) => doctor::run(args.json),
         Command::Report(args) => {
             report::run(&report::Options { formats: args.formats(), runs: args.runs, out: args.out })
@@ -424,6 +468,77 @@ fn run(command: Command) -> anyhow::Result<Ending> {
         Command::Plan(args) => {
             plan::run(&plan::Options { config: config(args.config), tokens_per_s: args.tokens_per_s, json: args.json })
         }
+    }
+}
+
+/// A size on the command line.
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("it must be at least 1".into()),
+        Ok(number) => Ok(number),
+        Err(_) => Err("it must be a whole number".into()),
+    }
+}
+
+fn precision(word: &str) -> Precision {
+    if word == "bf16" { Precision::Bf16 } else { Precision::F32 }
+}
+
+fn evaluate(args: EvalArgs) -> anyhow::Result<Ending> {
+    if let Some([first, second]) = args.compare.as_deref() {
+        return eval::compare(first, second, args.json);
+    }
+    let (Some(target), Some(task)) = (args.target, args.task) else {
+        anyhow::bail!(ConfigError::flag("--task", "name a run or model and a task, or two files to --compare"));
+    };
+    eval::run(&eval::Options {
+        target,
+        task: match task.as_str() {
+            "gsm8k" => eval::Task::Gsm8k,
+            "hellaswag" => eval::Task::HellaSwag,
+            "lambada" => eval::Task::Lambada,
+            _ => eval::Task::Perplexity,
+        },
+        data: args.data,
+        files: args.files,
+        text_column: args.text_column,
+        window: args.window,
+        stride: args.stride,
+        max_tokens: args.max_tokens,
+        limit: args.limit,
+        prompt: args.prompt.as_deref().map(|word| match word {
+            "cot" => eval::PromptStyle::ChainOfThought,
+            "template" => eval::PromptStyle::Template,
+            "chat" => eval::PromptStyle::Chat,
+            _ => eval::PromptStyle::Harness,
+        }),
+        template: args.template,
+        shots: args.shots,
+        shots_from: args.shots_from,
+        seed: args.seed,
+        grader: args.grader.as_deref().map(|word| match word {
+            "openai" => eval::Grader::OpenAi,
+            _ => eval::Grader::Harness,
+        }),
+        calculator: args.calculator,
+        max_new_tokens: args.max_new_tokens,
+        batch: args.batch,
+        precision: precision(&args.dtype),
+        samples: args.samples,
+        resume: args.resume,
+        json: args.json,
+    })
+}
+
+fn training(args: PretrainArgs, stage: pretrain::Stage) -> pretrain::Options {
+    pretrain::Options {
+        stage,
+        config: config(args.config),
+        run_dir: args.run_dir,
+        resume: args.resume,
+        quiet: args.quiet,
+        step_lines: if args.json_lines { StepLines::Json } else { StepLines::None },
+        json: args.json,
     }
 }
 
@@ -445,7 +560,7 @@ fn man_pages(folder: &Path) -> anyhow::Result<Ending> {
 }
 
 fn config(args: ConfigArgs) -> commands::ConfigChoice {
-    commands::ConfigChoice { file: args.config, assignments: args.assignments }
+    commands::ConfigChoice { file: args.config, embedded: commands::Embedded::Pretrain, assignments: args.assignments }
 }
 
 #[cfg(test)]

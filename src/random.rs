@@ -5,6 +5,7 @@
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
+use rayon::prelude::*;
 
 /// What a stream of random numbers is for. The numbers are part of the file formats: never reuse or renumber one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +25,14 @@ pub enum Stream {
     Corpus = 6,
     /// Low-rank adapters' initial weights.
     Adapter = 7,
+    /// Shifts and mirrors of training images.
+    Augmentation = 21,
+    /// Walks of a GFlowNet.
+    Walks = 22,
+    /// The start of Lanczos' method.
+    Lanczos = 23,
+    /// Suggestions of a hyperparameter search.
+    Search = 24,
 }
 
 /// A generator for `purpose` under the run's `seed`.
@@ -60,15 +69,27 @@ pub fn normal_pair(generator: &mut ChaCha8Rng) -> (f64, f64) {
     (radius * cos, radius * sin)
 }
 
-/// Fills `out` with N(0, standard_deviation).
+/// Numbers that one task of [`fill_normal`] draws.
+const NORMALS_A_TASK: usize = 1 << 16;
+
+/// Words of the generator's stream that two normal numbers take: two draws of 64 bits.
+const WORDS_A_PAIR: u128 = 4;
+
+/// Fills `out` with N(0, standard_deviation). In parallel: each task knows its place in the stream.
 pub fn fill_normal(generator: &mut ChaCha8Rng, standard_deviation: f64, out: &mut [f32]) {
-    for pair in out.chunks_mut(2) {
-        let (first, second) = normal_pair(generator);
-        pair[0] = (first * standard_deviation) as f32;
-        if let Some(slot) = pair.get_mut(1) {
-            *slot = (second * standard_deviation) as f32;
+    let start = generator.get_word_pos();
+    let place = |number: usize| start.wrapping_add(WORDS_A_PAIR * (number as u128).div_ceil(2));
+    out.par_chunks_mut(NORMALS_A_TASK).enumerate().for_each_with(generator.clone(), |generator, (task, out)| {
+        generator.set_word_pos(place(task * NORMALS_A_TASK));
+        for pair in out.chunks_mut(2) {
+            let (first, second) = normal_pair(generator);
+            pair[0] = (first * standard_deviation) as f32;
+            if let Some(slot) = pair.get_mut(1) {
+                *slot = (second * standard_deviation) as f32;
+            }
         }
-    }
+    });
+    generator.set_word_pos(place(out.len()));
 }
 
 /// Shuffles in place (Fisher and Yates).
@@ -98,6 +119,23 @@ mod tests {
         let variance = values.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / n;
         assert!(mean.abs() < 2e-4, "{mean}");
         assert!((variance.sqrt() - 0.02).abs() < 1e-4, "{variance}");
+    }
+
+    #[test]
+    fn normal_numbers_drawn_in_parallel_are_those_of_one_stream_and_leave_it_where_it_would_be() {
+        for len in [1, 2, 7, NORMALS_A_TASK, 3 * NORMALS_A_TASK + 5] {
+            let [mut one, mut other] = [(); 2].map(|()| generator(9, Stream::Init));
+            // From a place inside a block of the generator.
+            assert_eq!(one.next_u32(), other.next_u32());
+            let mut values = vec![0.0f32; len];
+            fill_normal(&mut one, 1.0, &mut values);
+            for pair in values.chunks(2) {
+                let (first, second) = normal_pair(&mut other);
+                assert_eq!(pair[0], first as f32);
+                assert!(pair.len() == 1 || pair[1] == second as f32);
+            }
+            assert_eq!(one.next_u64(), other.next_u64(), "{len}");
+        }
     }
 
     #[test]

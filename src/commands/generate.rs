@@ -1,5 +1,7 @@
 //! `vrtrain generate`: continue a prompt, streamed to the terminal or as one JSON object.
 
+mod batch;
+
 use super::target::Target;
 use super::{Ending, print_json};
 use crate::config::ConfigError;
@@ -7,11 +9,11 @@ use crate::data::TextTokenizer;
 use crate::generate::{
     End, Flow, Limits, Sampler, SamplingOptions, Scanned, SpecialTokens, StopScanner, TextStream, complete,
 };
-use crate::model::Decoder;
-use crate::params::slice;
+use crate::ops::product::Precision;
 use anyhow::{Context, Result};
 use serde_json::json;
 use std::io::Write;
+use std::path::PathBuf;
 
 /// What the command line asked for.
 #[derive(Clone, Debug)]
@@ -19,36 +21,43 @@ pub struct Options {
     pub target: String,
     pub prompt: Option<String>,
     pub prompt_ids: Option<Vec<u32>>,
+    /// Many prompts: a jsonl file.
+    pub prompts: Option<PathBuf>,
+    /// How many of them at a time.
+    pub batch: Option<usize>,
     pub max_new_tokens: usize,
     pub temperature: f64,
     pub top_k: Option<usize>,
     pub top_p: Option<f64>,
     pub seed: u64,
     pub stop: Vec<String>,
+    pub precision: Precision,
     pub json: bool,
 }
 
 /// Loads the target and writes what follows the prompt.
 pub fn run(options: &Options) -> Result<Ending> {
+    if let Some(path) = &options.prompts {
+        return batch::run(options, path);
+    }
+    if options.batch.is_some() {
+        return Err(ConfigError::flag("--batch", "it goes with --prompts").into());
+    }
     let target = Target::open(&options.target)?;
     let tokenizer = target.tokenizer()?;
     let prompt = prompt_ids(options, tokenizer.as_ref())?;
-    let sampling = SamplingOptions { temperature: options.temperature, top_k: options.top_k, top_p: options.top_p };
     let vocabulary = target.config.vocab_size();
     // Ids that the tokenizer cannot write are never drawn.
     let drawn = tokenizer.as_ref().map_or(vocabulary, |tokenizer| tokenizer.vocabulary_size().min(vocabulary));
-    let mut sampler = Sampler::new(sampling, drawn, options.seed)
+    let mut sampler = Sampler::new(sampling(options), drawn, options.seed)
         .map_err(|error| ConfigError::flag("generate", error.to_string()))?;
     let mut output = Output::new(options, tokenizer.as_ref())?;
 
-    let store = target.load()?;
-    let mut model = Decoder::new(&target.config, store.layout());
-    let mut end_of_text = target.config.end_of_text().to_vec();
-    // Where documents follow each other without an end, the next one's begin is the end.
-    end_of_text.extend(tokenizer.iter().flat_map(|tokenizer| [tokenizer.end_of_text(), tokenizer.begin_of_text()]));
+    let (store, mut model) = target.load_decoder(options.precision)?;
+    let end_of_text = ends(&target, tokenizer.as_ref());
     let limits = Limits { max_new_tokens: options.max_new_tokens, end_of_text: &end_of_text };
     let prompts = [prompt];
-    let completions = slice(store.weights(), |weights| {
+    let completions = store.read(|weights| {
         complete(&mut model, weights, &prompts, limits, &mut sampler, &mut |_, token| output.push(token))
     })??;
     let completion = completions.first().context("no completion was made")?;
@@ -64,6 +73,36 @@ pub fn run(options: &Options) -> Result<Ending> {
         eprintln!("(the model's context of {} tokens is full)", target.config.n_positions());
     }
     Ok(Ending::Done)
+}
+
+/// How tokens are drawn.
+fn sampling(options: &Options) -> SamplingOptions {
+    SamplingOptions { temperature: options.temperature, top_k: options.top_k, top_p: options.top_p }
+}
+
+/// The ids that end a text.
+fn ends(target: &Target, tokenizer: Option<&TextTokenizer>) -> Vec<u32> {
+    let mut ends = target.config.end_of_text().to_vec();
+    ends.extend(tokenizer.map(TextTokenizer::end_of_text));
+    ends
+}
+
+/// A text as ids, with what the tokenizer's own template puts around one. An empty one begins with the end-of-text token,
+/// as a document does.
+fn text_ids(text: &str, tokenizer: &TextTokenizer) -> Result<Vec<u32>> {
+    let ids = tokenizer.encode_with_template(text)?;
+    Ok(if ids.is_empty() { vec![tokenizer.begin_of_text()] } else { ids })
+}
+
+/// Refuses stop texts that cannot stop anything.
+fn check_stops(options: &Options, tokenizer: Option<&TextTokenizer>) -> Result<(), ConfigError> {
+    if tokenizer.is_none() && !options.stop.is_empty() {
+        return Err(ConfigError::flag("--stop", "this model has no tokenizer, so there is no text to stop at"));
+    }
+    if options.stop.iter().any(String::is_empty) {
+        return Err(ConfigError::flag("--stop", "a stop text must not be empty"));
+    }
+    Ok(())
 }
 
 /// The prompt as ids, with what the tokenizer's own template puts around a text (LLaMA's begin-of-text; nothing for

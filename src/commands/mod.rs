@@ -1,10 +1,15 @@
 //! The subcommands, one file each: the only place where data, model, optimizer and loop meet.
 
+mod adapted;
 pub mod bench;
+pub mod chat;
+pub mod compare;
 mod device;
 pub mod doctor;
 pub mod eval;
+mod exact_match;
 pub mod export;
+pub mod finetune;
 pub mod generate;
 pub mod lab;
 pub mod plan;
@@ -12,11 +17,18 @@ mod prepare;
 pub mod pretrain;
 mod quickstart;
 pub mod report;
+mod run_data;
 pub mod runs;
 mod setup;
 mod shape;
+pub mod sharpness;
+mod study_base;
 mod target;
+pub mod task;
+pub mod tokenizer;
+pub mod tune;
 pub mod watch;
+mod workers;
 
 use crate::config::{ConfigError, RunConfig};
 use std::path::{Path, PathBuf};
@@ -36,18 +48,37 @@ pub enum Ending {
 pub struct ConfigChoice {
     /// `None`: the embedded quickstart.
     pub file: Option<PathBuf>,
+    pub embedded: Embedded,
     pub assignments: Vec<String>,
 }
 
-/// The embedded quickstart's config.
-const QUICKSTART: &str = include_str!("../../configs/quickstart.toml");
+/// Which of the embedded quickstarts runs without a config.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Embedded {
+    #[default]
+    Pretrain,
+    Finetune,
+}
+
+impl Embedded {
+    /// The config and the name that its runs get.
+    fn config(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Pretrain => (include_str!("../../configs/quickstart.toml"), "quickstart"),
+            Self::Finetune => (include_str!("../../configs/quickstart-finetune.toml"), "quickstart-finetune"),
+        }
+    }
+}
 
 impl ConfigChoice {
     /// Reads and resolves the config.
     pub fn load(&self) -> Result<RunConfig, ConfigError> {
         match &self.file {
             Some(path) => RunConfig::load(path, &self.assignments),
-            None => RunConfig::from_toml(QUICKSTART, "the quickstart", "quickstart", Path::new(""), &self.assignments),
+            None => {
+                let (text, name) = self.embedded.config();
+                RunConfig::from_toml(text, "the quickstart", name, Path::new(""), &self.assignments)
+            }
         }
     }
 }

@@ -1,8 +1,10 @@
 //! `vrtrain plan`: what a run would need, before any of it is allocated.
 
+use super::adapted::{Adapted, Base};
 use super::prepare::{Prepared, prepare};
 use super::setup::Initial;
 use super::{ConfigChoice, Ending, doctor, print_json};
+use crate::model::Extent;
 use crate::ops::product::Precision;
 use crate::params::Layout;
 use crate::train::{GIB, Peak, short};
@@ -28,6 +30,9 @@ pub fn typical_tokens_per_s(peak: &Peak) -> Option<f64> {
 /// Bytes by part.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory {
+    /// The frozen base of adapters.
+    pub base: usize,
+    /// What is trained.
     pub weights: usize,
     pub gradients: usize,
     pub optimizer: usize,
@@ -36,63 +41,80 @@ pub struct Memory {
 
 impl Memory {
     pub fn total(&self) -> usize {
-        self.weights + self.gradients + self.optimizer + self.activations
+        self.base + self.weights + self.gradients + self.optimizer + self.activations
     }
 }
 
 /// The memory of a run's tensors; the program itself and the data queue come to that (some 0.1 GiB).
-pub fn memory(prepared: &Prepared, layout: &Layout) -> Memory {
+pub fn memory(prepared: &Prepared, layout: &Layout) -> Result<Memory> {
     let train = &prepared.config.train;
-    Memory {
+    let extent = Extent { rows: train.micro_batch, time: train.sequence_length };
+    let (mut base, mut adapters) = (0, 0);
+    if let Some(adapted) = &prepared.adapted {
+        base = adapted.base_bytes(&prepared.model)?;
+        adapters = adapted.working_bytes(&prepared.model, extent.tokens())?;
+    }
+    Ok(Memory {
+        base,
         weights: match prepared.precision {
-            Precision::F32 => 4 * layout.len(),
-            Precision::Bf16 => 6 * layout.len(),
+            Precision::Bf16 if prepared.adapted.is_none() => 6 * layout.len(),
+            Precision::Bf16 | Precision::F32 => 4 * layout.len(),
         },
         gradients: 4 * layout.len(),
         optimizer: prepared.optimizer.state_bytes_per_parameter() * layout.len(),
-        activations: prepared.model.working_bytes(train.micro_batch, train.sequence_length, train.recompute),
-    }
+        activations: adapters + prepared.model.working_bytes(extent, train.recompute, prepared.precision),
+    })
 }
 
 /// Prints the plan.
 pub fn run(options: &Options) -> Result<Ending> {
     let prepared = prepare(options.config.load()?, None)?;
-    let layout = Layout::new(prepared.model.parameter_specs());
-    let (train, memory) = (&prepared.config.train, memory(&prepared, &layout));
-    let flops = prepared.model.flops_per_token(train.sequence_length);
+    let (layout, own) = (prepared.layout()?, Layout::new(prepared.model.parameter_specs()));
+    let (train, memory) = (&prepared.config.train, memory(&prepared, &layout)?);
+    let flops = prepared.flops_per_token(&layout);
     let tokens = prepared.steps as f64 * train.tokens_per_step as f64;
     let speed = options
         .tokens_per_s
         .unwrap_or_else(|| TYPICAL_UTILISATION * doctor::measured_flops_per_s(prepared.precision) / flops);
     let seconds = tokens / speed;
-    let download = match &prepared.initial {
+    let initial = match &prepared.adapted {
+        Some(Adapted { base: Base::Stored { weights, .. }, .. }) => weights,
+        _ => &prepared.initial,
+    };
+    let download = match initial {
         Initial::Hub(model) => model.weight_bytes(super::setup::LazyHub::default().get()?)?,
         _ => 0,
     };
-    let summary = *prepared.data.training.summary();
+    let read_bytes = prepared.data.read_bytes();
     let basis = if options.tokens_per_s.is_some() { "as given" } else { "guessed from this machine's products" };
     if options.json {
         print_json(&json!({
-            "parameters": layout.count(),
+            "parameters": own.count(), "trainable": layout.count(),
             "memory_bytes": {
-                "weights": memory.weights, "gradients": memory.gradients, "optimizer": memory.optimizer,
+                "base": memory.base, "weights": memory.weights, "gradients": memory.gradients, "optimizer": memory.optimizer,
                 "activations": memory.activations, "total": memory.total(),
             },
             "flops_per_token": flops, "steps": prepared.steps, "tokens": tokens,
-            "download_bytes": { "weights": download, "data_per_epoch": summary.read_bytes },
+            "download_bytes": { "weights": download, "data_per_epoch": read_bytes },
             "tokens_per_s": speed, "tokens_per_s_basis": basis, "seconds": seconds,
         }))?;
         return Ok(Ending::Done);
     }
     let gib = |bytes: usize| format!("{:.2} GiB", bytes as f64 / GIB);
-    println!("parameters   {} ({})", layout.count(), short(layout.count() as f64));
+    println!("parameters   {} ({})", own.count(), short(own.count() as f64));
+    if let Some(adapted) = &prepared.adapted {
+        println!("adapters     {}", adapted.describe(layout.count(), &prepared.model));
+    }
     println!("memory       {} at most", gib(memory.total()));
+    if prepared.adapted.is_some() {
+        println!("  frozen base  {}", gib(memory.base));
+    }
     println!("  weights      {}", gib(memory.weights));
     println!("  gradients    {}", gib(memory.gradients));
     println!("  optimizer    {}", gib(memory.optimizer));
     println!("  activations  {}", gib(memory.activations));
     println!("work         {} FLOPs a token, {} tokens in {} steps", short(flops), short(tokens), prepared.steps);
-    println!("download     weights {}B; data {}B an epoch", short(download as f64), short(summary.read_bytes as f64));
+    println!("download     weights {}B; data {}B an epoch", short(download as f64), short(read_bytes as f64));
     println!("time         {:.1} h at {} tok/s ({basis})", seconds / 3600.0, short(speed));
     Ok(Ending::Done)
 }

@@ -1,22 +1,30 @@
 //! A run before its first byte is written: everything resolved, opened and checked.
 
-use super::setup::{self, FoundTokenizer, Initial, LazyHub, ModelPlan, RunData};
+use super::adapted::{self, Adapted};
+use super::exact_match::Exam;
+use super::run_data::{self, RunData};
+use super::setup::{self, FoundTokenizer, Initial, LazyHub, ModelPlan};
 use super::{device, quickstart, shape};
-use crate::config::{DType, DataSource, Duration, RunConfig, ScheduleName, Source};
-use crate::data::{TextTokenizer, TokenStream};
+use crate::config::{
+    DType, DataSource, Duration, ExampleColumns, OptimizerSettings, RunConfig, ScheduleConfig, ScheduleName, Settings,
+    Source,
+};
+use crate::data::{ChatTemplate, TextTokenizer};
 use crate::model::ModelShape;
 use crate::ops::product::Precision;
 use crate::optim::{OptimizerConfig, Schedule, Value};
+use crate::params::Layout;
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// A run, checked and opened; nothing is written yet.
 pub struct Prepared {
     pub config: RunConfig,
     pub model: ModelShape,
     pub initial: Initial,
+    /// Where adapters are trained: what they are, and their base.
+    pub adapted: Option<Adapted>,
     pub tokenizer: Option<TextTokenizer>,
     pub tokenizer_files: TokenizerFiles,
     pub data: RunData,
@@ -27,6 +35,10 @@ pub struct Prepared {
     pub precision: Precision,
     /// Lines about the choices that were made, with their reasons.
     pub reasons: Vec<String>,
+    /// What held-out problems are asked at each evaluation.
+    pub exam: Option<Exam>,
+    /// The chat template of a tokenizer that has none of its own.
+    pub plain_chat_template: Option<String>,
     /// The quickstart's problems, where that is what runs.
     pub held_out: Option<quickstart::HeldOut>,
 }
@@ -39,51 +51,107 @@ pub enum TokenizerFiles {
     Trained,
 }
 
+impl Prepared {
+    /// The trainable layout: the model's own, or that of its adapters.
+    pub fn layout(&self) -> Result<Layout> {
+        match &self.adapted {
+            Some(adapted) => adapted.layout(&self.model),
+            None => Ok(Layout::new(self.model.parameter_specs())),
+        }
+    }
+
+    /// Fills `numbers` (a flat storage of `layout`) with what a fresh run begins with.
+    pub fn initialize(&self, layout: &Layout, numbers: &mut [f32]) -> Result<()> {
+        match &self.adapted {
+            Some(adapted) => adapted.initialize(layout, self.config.seed, numbers),
+            None => self.initial.load(&self.model, layout, self.config.seed, numbers),
+        }
+    }
+
+    /// FLOPs of one token's forward and backward pass. A frozen matrix costs two products instead of three.
+    pub fn flops_per_token(&self, layout: &Layout) -> f64 {
+        let time = self.config.train.sequence_length;
+        match &self.adapted {
+            None => self.model.flops_per_token(time),
+            Some(_) => self.model.flops_per_token_frozen(time) + 6.0 * layout.count() as f64,
+        }
+    }
+}
+
 /// Resolves and opens everything that the config names. `stored` is a resumed run's own folder of model and tokenizer,
 /// given when its weights come from a checkpoint: then nothing is asked of `model.init` and `tokenizer.source`.
 pub fn prepare(mut config: RunConfig, stored: Option<&Path>) -> Result<Prepared> {
     let hub = LazyHub::with_cache_gib(config.data.cache_gib);
     let mut reasons = Vec::new();
-    let optimizer = optimizer(&mut config)?;
+    let settings = config.settings.0.clone();
+    let optimizer = optimizer_of(&mut config.optimizer, &settings)?;
     let device = device::choose(&mut config, &mut reasons)?;
     let precision = precision(&mut config, &device, &mut reasons)?;
 
-    let mut held_out = None;
-    let (found, tokenizer_files, mut data) = if config.data.source == DataSource::Quickstart {
-        let made = quickstart::prepare(&config)?;
-        held_out = Some(made.held_out);
-        (Some(made.tokenizer), TokenizerFiles::Trained, Some(made.data))
+    if config.data.examples.is_some() && config.tokenizer.is_none() {
+        // Examples are written in the model's own tokens.
+        config.tokenizer = config.model.init.clone();
+    }
+    let (mut made, mut folder) = (None, None);
+    let (found, tokenizer_files) = if config.data.source == DataSource::Quickstart && config.data.examples.is_none() {
+        let (tokenizer, quickstart) = quickstart::prepare(&config)?;
+        made = Some(quickstart);
+        (Some(tokenizer), TokenizerFiles::Trained)
     } else {
         let source = match stored {
             Some(folder) if config.tokenizer.is_some() => Some(Source::Path(folder.to_owned())),
             _ => config.tokenizer.clone(),
         };
         match source.map(|source| setup::tokenizer(&source, &hub)).transpose()? {
-            Some(FoundTokenizer { tokenizer, files }) => (Some(tokenizer), TokenizerFiles::Copy(files), None),
-            None => (None, TokenizerFiles::None, None),
+            Some(FoundTokenizer { tokenizer, folder: own, files }) => {
+                folder = Some(own);
+                (Some(tokenizer), TokenizerFiles::Copy(files))
+            }
+            None => (None, TokenizerFiles::None),
         }
     };
     let vocabulary = found.as_ref().map(TextTokenizer::vocabulary_size);
+    let plan = || setup::model_plan(&config.model, &hub, vocabulary, config.train.sequence_length);
     let ModelPlan { config: model, initial } = match stored {
         Some(folder) => {
-            let config = setup::read_model_config(&folder.join("config.json"))?;
-            ModelPlan { config, initial: Initial::Checkpoint }
+            let shape = setup::read_model_config(&folder.join("config.json"))?;
+            // Adapters need their base again; whether it is still the same, the checkpoint's sha256 tells.
+            let initial = if config.lora.is_some() { plan()?.initial } else { Initial::Checkpoint };
+            ModelPlan { config: shape, initial }
         }
-        None => setup::model_plan(&config.model, &hub, vocabulary, config.train.sequence_length)?,
+        None => plan()?,
     };
-    check_fit(&config, &model, vocabulary)?;
-    shape::complete(&mut config.model, &model);
-    if data.is_none() {
-        data = Some(setup::run_data(&config, &hub)?);
+    check_fit(&config, &model, vocabulary, &device)?;
+    if config.lora.is_some() && !device.is_cpu() {
+        let message = "`[lora]`: adapters are trained on the CPU alone in this version: set `train.device` = \"cpu\"";
+        return Err(config.settings.0.error("train.device", message).into());
     }
-    let data = data.context("a run needs data")?;
+    let (initial, adapted) = match config.lora {
+        None => (initial, None),
+        Some(_) => (Initial::Checkpoint, adapted::resolve(&config, &model, initial, &hub, stored)?),
+    };
+    shape::complete(&mut config.model, &model);
+    if let (DataSource::Quickstart, Some(examples)) = (&config.data.source, &config.data.examples) {
+        let tokenizer = found.as_ref().context("fine-tuning needs a tokenizer")?;
+        made = Some(quickstart::prepare_examples(&config, examples, tokenizer, model.vocab_size())?);
+    }
+    let (data, held_out) = match made {
+        Some(quickstart::Made { data, held_out }) => (data, Some(held_out)),
+        None => {
+            let data = run_data::run_data(&config, &hub, found.as_ref(), folder.as_deref(), model.vocab_size())?;
+            (data, None)
+        }
+    };
+    let exam = Exam::new(&config, &data, found.as_ref())?;
+    let plain_chat_template = plain_chat_template(&config, found.as_ref(), folder.as_deref())?;
     let steps = steps(&config, &data, found.as_ref(), &model)?;
     let horizon = *config.schedule.steps.get_or_insert(steps);
-    let schedule = schedule(&config, horizon)?;
+    let schedule = schedule_of(&config.schedule, &settings, horizon)?;
     Ok(Prepared {
         config,
         model,
         initial,
+        adapted,
         tokenizer: found,
         tokenizer_files,
         data,
@@ -93,14 +161,16 @@ pub fn prepare(mut config: RunConfig, stored: Option<&Path>) -> Result<Prepared>
         device,
         precision,
         reasons,
+        exam,
+        plain_chat_template,
         held_out,
     })
 }
 
 /// The optimizer's own checks; the config gets the complete list of its keys.
-fn optimizer(config: &mut RunConfig) -> Result<OptimizerConfig> {
+pub fn optimizer_of(config: &mut OptimizerSettings, settings: &Settings) -> Result<OptimizerConfig> {
     let mut keys = Vec::new();
-    for (key, value) in &config.optimizer.keys {
+    for (key, value) in &config.keys {
         let value = match value {
             toml::Value::Boolean(truth) => Value::Bool(*truth),
             toml::Value::String(text) => Value::Text(text.clone().into()),
@@ -110,9 +180,9 @@ fn optimizer(config: &mut RunConfig) -> Result<OptimizerConfig> {
         };
         keys.push((key.clone(), value));
     }
-    let optimizer = OptimizerConfig::from_keys(&config.optimizer.name, &keys).map_err(|error| {
+    let optimizer = OptimizerConfig::from_keys(&config.name, &keys).map_err(|error| {
         let key = format!("optimizer.{}", error.key.as_deref().unwrap_or("name"));
-        config.settings.0.error(&key, error.to_string())
+        settings.error(&key, error.to_string())
     })?;
     let resolved = optimizer.resolved().iter().map(|(key, value)| {
         let value = match value {
@@ -122,7 +192,7 @@ fn optimizer(config: &mut RunConfig) -> Result<OptimizerConfig> {
         };
         ((*key).to_owned(), value)
     });
-    config.optimizer.keys = resolved.collect();
+    config.keys = resolved.collect();
     Ok(optimizer)
 }
 
@@ -151,8 +221,24 @@ fn precision(config: &mut RunConfig, device: &Device, reasons: &mut Vec<String>)
     Ok(precision)
 }
 
+/// The template that goes into the run folder of a chat whose tokenizer has none.
+fn plain_chat_template(
+    config: &RunConfig,
+    tokenizer: Option<&TextTokenizer>,
+    folder: Option<&Path>,
+) -> Result<Option<String>> {
+    let is_chat =
+        matches!(&config.data.examples, Some(examples) if matches!(examples.format, ExampleColumns::Chat { .. }));
+    match (tokenizer, folder) {
+        (Some(tokenizer), Some(folder)) if is_chat && ChatTemplate::load(folder)?.is_none() => {
+            run_data::plain_chat_template(tokenizer).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
 /// Whether tokenizer, rows and model fit one another.
-fn check_fit(config: &RunConfig, model: &ModelShape, vocabulary: Option<usize>) -> Result<()> {
+fn check_fit(config: &RunConfig, model: &ModelShape, vocabulary: Option<usize>, device: &Device) -> Result<()> {
     let settings = &config.settings.0;
     if let Some(vocabulary) = vocabulary
         && vocabulary > model.vocab_size()
@@ -175,8 +261,9 @@ fn check_fit(config: &RunConfig, model: &ModelShape, vocabulary: Option<usize>) 
     if model.vocab_size() > u32::MAX as usize - 1 {
         return Err(settings.error("model.vocab_size", "`model.vocab_size` is too large").into());
     }
-    if config.model.dropout > 0.0 {
-        return Err(settings.error("model.dropout", "dropout is not available in this version; leave it at 0").into());
+    if config.model.dropout > 0.0 && !device.is_cpu() {
+        let message = "`model.dropout` works on the CPU alone; leave it at 0, or set train.device = \"cpu\"";
+        return Err(settings.error("model.dropout", message).into());
     }
     Ok(())
 }
@@ -188,50 +275,24 @@ fn steps(config: &RunConfig, data: &RunData, tokenizer: Option<&TextTokenizer>, 
         Duration::Steps(steps) => Ok(steps),
         Duration::Tokens(tokens) => Ok(tokens.div_ceil(train.tokens_per_step as u64)),
         Duration::Epochs(epochs) => {
-            let rows = match data.training.rows(train.sequence_length) {
-                Some(rows) => rows,
-                None => rows_of_an_epoch(config, data, tokenizer, model)?,
-            };
-            let rows_per_step = (train.tokens_per_step / train.sequence_length) as f64;
-            Ok(((rows as f64 * epochs / rows_per_step).floor() as u64).max(1))
+            let rows = data.rows_of_epochs(config, tokenizer, model.vocab_size(), epochs)?;
+            let rows_per_step = (train.tokens_per_step / train.sequence_length) as u64;
+            Ok((rows / rows_per_step).max(1))
         }
     }
 }
 
-/// Counts the rows of an epoch by tokenising all of it; only done where the data are at hand.
-fn rows_of_an_epoch(
-    config: &RunConfig,
-    data: &RunData,
-    tokenizer: Option<&TextTokenizer>,
-    model: &ModelShape,
-) -> Result<u64> {
-    if let DataSource::Files(sources) = &config.data.source
-        && sources.iter().any(|source| matches!(source, Source::Hub(_)))
-    {
-        let message =
-            "`train.epochs` would need the whole data set counted first: give `train.steps` or `train.tokens`";
-        return Err(config.settings.0.error("train.epochs", message).into());
-    }
-    let settings = setup::stream_settings(config, model.vocab_size());
-    let mut stream = TokenStream::open(Arc::clone(&data.training), tokenizer, &settings, None)?;
-    let mut rows = 0;
-    while stream.epoch()? == 0 {
-        stream.next_batch(1)?;
-        rows += 1;
-    }
-    Ok(rows)
-}
-
-fn schedule(config: &RunConfig, horizon: u64) -> Result<Schedule> {
-    let given = &config.schedule;
+/// The schedule over `horizon` steps.
+pub fn schedule_of(given: &ScheduleConfig, settings: &Settings, horizon: u64) -> Result<Schedule> {
     let (name, decay_ratio) = match given.name {
         ScheduleName::Cosine => ("cosine", None),
         ScheduleName::Linear => ("linear", None),
         ScheduleName::Constant => ("constant", None),
         ScheduleName::WarmupStableDecay => ("wsd", Some(given.decay_ratio)),
+        ScheduleName::RangeTest => ("range_test", None),
     };
     Schedule::new(name, given.warmup_steps, given.min_lr_ratio, horizon, decay_ratio).map_err(|error| {
         let key = format!("schedule.{}", error.key.as_deref().unwrap_or("name"));
-        config.settings.0.error(&key, error.to_string()).into()
+        settings.error(&key, error.to_string()).into()
     })
 }

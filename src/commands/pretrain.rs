@@ -1,29 +1,39 @@
-//! `vrtrain pretrain`: resolve and check everything, then make the run folder and train.
+//! `vrtrain pretrain` and `vrtrain finetune`: resolve and check everything, then make the run folder and train.
 
+use super::adapted::{Adapted, refuse_changed_base};
 use super::prepare::{Prepared, TokenizerFiles, prepare};
 use super::setup;
 use super::target::model_folder;
 use super::{ConfigChoice, Ending, device, print_json, quickstart};
 use crate::config::{ConfigError, RunConfig, changed_mathematics};
-use crate::data::{TokenStream, ValidationSet};
+use crate::data::{Feed, ValidationSet};
 use crate::generate::{Limits, SamplingOptions};
+use crate::model::adapter::peft;
 use crate::model::{Decoder, Engine};
 use crate::ops::product::Precision;
 use crate::optim::Optimizer;
-use crate::params::{Layout, ParameterStore, on_cpu};
-use crate::train::checkpoint::{self, Checkpoints, State};
+use crate::params::{Layout, ParameterStore};
+use crate::train::checkpoint::{self, BaseRecord, Checkpoints, State};
 use crate::train::{
-    Events, GIB, Interrupt, Outcome, Peak, Phase, Progress, Run, RunFolder, Sample, Start, Status, StepLines,
-    Verbosity, fresh_path, human_duration, is_run, short,
+    Events, Examiner, GIB, Hooks, Interrupt, Outcome, Peak, Phase, Progress, Run, RunFolder, Sample, Start, Status,
+    StepLines, Verbosity, fresh_path, human_duration, is_run, short,
 };
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// Which of the two commands runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    Pretrain,
+    Finetune,
+}
+
 /// What the command line asked for.
 #[derive(Clone, Debug)]
 pub struct Options {
+    pub stage: Stage,
     pub config: ConfigChoice,
     pub run_dir: Option<PathBuf>,
     pub resume: bool,
@@ -40,6 +50,7 @@ pub fn run(options: &Options) -> Result<Ending> {
 fn pretrain(options: &Options) -> Result<Ending> {
     let verbosity = if options.quiet { Verbosity::Quiet } else { Verbosity::Normal };
     let (config, start, path) = choose(options)?;
+    check_stage(options.stage, &config)?;
     let resumed = if start == Start::Resume { newest_checkpoint(&path)? } else { None };
     let stored = model_folder(&path);
     let prepared = prepare(config, resumed.is_some().then_some(stored.as_path()))?;
@@ -51,18 +62,21 @@ fn pretrain(options: &Options) -> Result<Ending> {
         && state.pending.is_none()
     {
         eprintln!("{} is finished: {} of {} steps are done", path.display(), state.step, prepared.steps);
-        return finish(options, &path, state.step, None);
+        return finish(options, &path, state.step, Summary::default());
     }
 
-    let layout = Arc::new(Layout::new(prepared.model.parameter_specs()));
-    let mut store = ParameterStore::new(Arc::clone(&layout), &prepared.device)?;
+    let layout = Arc::new(prepared.layout()?);
+    let base = prepared.adapted.as_ref().map(|adapted| base_of(adapted, resumed.as_ref())).transpose()?;
+    let frozen = prepared.adapted.as_ref().map(|adapted| adapted.load_base(&prepared.model)).transpose()?;
+    let mut store = ParameterStore::new(Arc::clone(&layout), &prepared.device)?.beside(frozen);
     let mut weights = vec![0.0; layout.len()];
     match &resumed {
         Some((_, folder)) => checkpoint::read_weights(folder, &layout, &mut weights)?,
-        None => prepared.initial.load(&prepared.model, &layout, prepared.config.seed, &mut weights)?,
+        None => prepared.initialize(&layout, &mut weights)?,
     }
     store.set_weights(weights)?;
-    if prepared.precision == Precision::Bf16 {
+    // Adapters are multiplied in f32.
+    if prepared.precision == Precision::Bf16 && prepared.adapted.is_none() {
         store.keep_rounded()?;
     }
     let mut optimizer = prepared.optimizer.build(&layout, &prepared.device)?;
@@ -71,21 +85,20 @@ fn pretrain(options: &Options) -> Result<Ending> {
         optimizer.load_state(&checkpoint::read_optimizer(folder, state)?)?;
     }
     let vocabulary = prepared.model.vocab_size();
-    let settings = setup::stream_settings(&prepared.config, vocabulary);
     let (tokenizer, from) = (prepared.tokenizer.as_ref(), resumed.as_ref().map(|(state, _)| &state.position));
-    let mut stream = TokenStream::open(Arc::clone(&prepared.data.training), tokenizer, &settings, from)?;
-    // Waits for the first row: data that cannot be read are refused before a run folder is there.
-    stream.epoch().context("cannot read the training data")?;
-    let validation = setup::validation_set(&prepared.config, &prepared.data, tokenizer, vocabulary)?;
+    // Data that cannot be read are refused before a run folder is there.
+    let stream = prepared.data.feed(&prepared.config, tokenizer, vocabulary, from)?;
+    let validation = prepared.data.validation_set(&prepared.config, tokenizer, vocabulary)?;
 
     let folder = RunFolder::open(&path)?;
     folder.write_config(&prepared.config.to_toml())?;
     if resumed.is_none() {
         write_model_folder(&prepared, &stored)?;
+        folder.write_initial_hash(&store)?;
     }
     Status::of_this_process(Phase::Running, prepared.steps).write(&path)?;
     let state = resumed.map(|(state, _)| state);
-    let peak = peak(&prepared);
+    let peak = peak(&prepared, &layout);
     if verbosity == Verbosity::Normal {
         announce(&prepared, &layout, &path, validation.as_ref(), state.as_ref(), &peak);
     }
@@ -94,29 +107,39 @@ fn pretrain(options: &Options) -> Result<Ending> {
     if first > 0 {
         progress.recall(&crate::train::read_metrics(&path)?);
     }
-    let parts = Parts { store, optimizer, stream, validation, state };
-    let trained = train(&prepared, &folder, parts, &mut progress);
+    let parts = Parts { store, optimizer, stream, validation, state, base };
+    let fresh = first == 0;
+    let before = match &prepared.held_out {
+        Some(held_out) if fresh && options.stage == Stage::Finetune => Some(parts.store.read_on_cpu(|weights| {
+            quickstart::examine(held_out, &prepared, &layout, weights, verbosity, " before fine-tuning")
+        })??),
+        _ => None,
+    };
+    let look_first = fresh && options.stage == Stage::Finetune;
+    let trained = train(&prepared, &folder, parts, &mut progress, look_first);
     progress.finish();
     let phase = match &trained {
-        Ok((_, _, Outcome::Finished)) => Phase::Finished,
-        Ok((_, _, Outcome::Interrupted)) => Phase::Interrupted,
+        Ok((_, Outcome::Finished)) => Phase::Finished,
+        Ok((_, Outcome::Interrupted)) => Phase::Interrupted,
         Err(error) => Phase::Failed { error: format!("{error:#}") },
     };
     // The error of the training itself comes first.
     let noted = Status::of_this_process(phase, prepared.steps).write(&path);
-    let (weights, step, outcome) = trained?;
+    let (trained, outcome) = trained?;
+    let step = trained.step;
     noted?;
     if outcome == Outcome::Interrupted {
         eprintln!("interrupted after step {step}: saved; continue with --run-dir {} --resume", path.display());
         return Ok(Ending::Interrupted);
     }
     let report = match &prepared.held_out {
-        Some(held_out) => Some(on_cpu(weights.weights(), |weights| {
-            quickstart::examine(held_out, &prepared, &layout, weights, verbosity)
+        Some(held_out) => Some(trained.store.read_on_cpu(|weights| {
+            let when = if options.stage == Stage::Finetune { " after fine-tuning" } else { "" };
+            quickstart::examine(held_out, &prepared, &layout, weights, verbosity, when)
         })??),
         None => None,
     };
-    finish(options, &path, step, report)
+    finish(options, &path, step, Summary { first_val_loss: trained.first_val_loss, before, report })
 }
 
 /// The newest valid checkpoint of a run, if there is one.
@@ -128,6 +151,19 @@ fn newest_checkpoint(run: &Path) -> Result<Option<(State, PathBuf)>> {
         return Ok(None);
     };
     Ok(Some((checkpoint::read_state(&folder)?, folder)))
+}
+
+/// What checkpoints record of the adapters' base; a resumed run's must still be the same.
+fn base_of(adapted: &Adapted, resumed: Option<&(State, PathBuf)>) -> Result<BaseRecord> {
+    match resumed {
+        None => adapted.record(),
+        Some((state, folder)) => {
+            let record = state.base.as_ref();
+            let record = record.with_context(|| format!("{} names no base of its adapters", folder.display()))?;
+            refuse_changed_base(adapted, record)?;
+            Ok(record.clone())
+        }
+    }
 }
 
 /// The config, whether the run is fresh, and its folder.
@@ -180,6 +216,22 @@ fn refuse_changed_mathematics(path: &Path, config: &RunConfig) -> Result<()> {
     Err(ConfigError::flag("--resume", message).into())
 }
 
+/// Whether the config is of this command.
+fn check_stage(stage: Stage, config: &RunConfig) -> Result<()> {
+    let settings = &config.settings.0;
+    match stage {
+        Stage::Pretrain if config.data.examples.is_some() => {
+            let message = "this `data.format` is of `vrtrain finetune`; `pretrain` takes running text";
+            Err(settings.error("data.format", message).into())
+        }
+        Stage::Finetune if config.model.init.is_none() => {
+            let message = "finetune starts from a trained model: set `model.init` to a hub id, a folder or a run";
+            Err(ConfigError::flag("[model]", message).into())
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Whether a checkpoint belongs to this run.
 fn check_state(state: &State, prepared: &Prepared, folder: &Path) -> Result<()> {
     let optimizer = &prepared.config.optimizer.name;
@@ -208,6 +260,10 @@ fn write_model_folder(prepared: &Prepared, folder: &Path) -> Result<()> {
         let marks = prepared.tokenizer.as_ref().map(setup::text_marks);
         let config = serde_json::to_vec_pretty(&prepared.model.to_hugging_face(marks))?;
         checkpoint::replace_file(&folder.join("config.json"), &config)?;
+        if let Some(adapted) = &prepared.adapted {
+            let config = serde_json::to_vec_pretty(&adapted.peft_config(&prepared.model))?;
+            checkpoint::replace_file(&folder.join(peft::CONFIG), &config)?;
+        }
         match &prepared.tokenizer_files {
             TokenizerFiles::None => {}
             TokenizerFiles::Copy(files) => {
@@ -224,6 +280,9 @@ fn write_model_folder(prepared: &Prepared, folder: &Path) -> Result<()> {
                 }
             }
         }
+        if let Some(template) = &prepared.plain_chat_template {
+            checkpoint::replace_file(&folder.join("chat_template.jinja"), template.as_bytes())?;
+        }
         Ok(())
     };
     write().with_context(|| format!("cannot write {}", folder.display()))
@@ -239,17 +298,14 @@ fn announce(
     peak: &Peak,
 ) {
     let Prepared { config, model, data, .. } = prepared;
-    let (train, summary) = (&config.train, data.training.summary());
+    let train = &config.train;
     eprintln!("run        {}", path.display());
-    eprintln!("model      {}: {} parameters", model.describe(), short(layout.count() as f64));
-    let amount = match (summary.tokens, summary.documents) {
-        (Some(tokens), _) => format!("{} tokens", short(tokens as f64)),
-        (None, Some(documents)) => format!("{documents} documents, {}B", short(summary.read_bytes as f64)),
-        (None, None) => format!("{}B of text", short(summary.bytes as f64)),
-    };
-    let held_out = validation.map_or("no validation".into(), |set| format!("validation on {} tokens", set.tokens()));
-    let files = if summary.files == 1 { "1 file".to_owned() } else { format!("{} files", summary.files) };
-    eprintln!("data       {files}, {amount}; {held_out}");
+    let count = Layout::new(model.parameter_specs()).count();
+    eprintln!("model      {}: {} parameters", model.describe(), short(count as f64));
+    if let Some(adapted) = &prepared.adapted {
+        eprintln!("adapters   {}", adapted.describe(layout.count(), model));
+    }
+    data.describe(validation).iter().for_each(|line| eprintln!("{line}"));
     eprintln!(
         "optimizer  {}, lr {:e}; {} of {} steps",
         config.optimizer.name,
@@ -266,7 +322,10 @@ fn announce(
         train.sequence_length
     );
     prepared.reasons.iter().for_each(|line| eprintln!("{line}"));
-    eprintln!("memory     about {:.2} GiB", super::plan::memory(prepared, layout).total() as f64 / GIB);
+    // What the plan cannot tell (a base whose files have gone meanwhile) the run has found out already.
+    if let Ok(memory) = super::plan::memory(prepared, layout) {
+        eprintln!("memory     about {:.2} GiB", memory.total() as f64 / GIB);
+    }
     let left = (prepared.steps - state.map_or(0, |state| state.step)) as f64 * train.tokens_per_step as f64;
     match super::plan::typical_tokens_per_s(peak) {
         Some(speed) => {
@@ -284,12 +343,13 @@ fn announce(
 }
 
 fn schedule_word(config: &RunConfig) -> &'static str {
-    use crate::config::ScheduleName::{Constant, Cosine, Linear, WarmupStableDecay};
+    use crate::config::ScheduleName::{Constant, Cosine, Linear, RangeTest, WarmupStableDecay};
     match config.schedule.name {
         Cosine => "cosine",
         Linear => "linear",
         Constant => "constant",
         WarmupStableDecay => "warm-up, stable, decay",
+        RangeTest => "range test",
     }
 }
 
@@ -297,32 +357,44 @@ fn schedule_word(config: &RunConfig) -> &'static str {
 struct Parts {
     store: ParameterStore,
     optimizer: Box<dyn Optimizer>,
-    stream: TokenStream,
+    stream: Feed,
     validation: Option<ValidationSet>,
     state: Option<State>,
+    base: Option<BaseRecord>,
 }
 
 /// What the device's products reach, and what a token needs.
-fn peak(prepared: &Prepared) -> Peak {
+fn peak(prepared: &Prepared, layout: &Layout) -> Peak {
     Peak {
         flops_per_s: prepared.device.is_cpu().then(|| super::doctor::measured_flops_per_s(prepared.precision)),
-        flops_per_token: prepared.model.flops_per_token(prepared.config.train.sequence_length),
+        flops_per_token: prepared.flops_per_token(layout),
     }
 }
 
-/// Runs the loop; gives back the weights, the last step and how it ended.
+/// What a run is when it ends.
+struct Trained {
+    store: ParameterStore,
+    step: u64,
+    first_val_loss: Option<f64>,
+}
+
+/// Runs the loop; gives back the run's end and how it came to it.
 fn train(
     prepared: &Prepared,
     folder: &RunFolder,
     parts: Parts,
     progress: &mut Progress,
-) -> Result<(ParameterStore, u64, Outcome)> {
+    look_first: bool,
+) -> Result<(Trained, Outcome)> {
     let config = &prepared.config;
-    let Parts { store, optimizer, stream, validation, state } = parts;
+    let Parts { store, optimizer, stream, validation, state, base } = parts;
     let layout = Arc::clone(store.layout());
+    let (recompute, precision) = (config.train.recompute, prepared.precision);
+    let mut engine = Engine::new(&prepared.model, &layout, &prepared.device, recompute, precision);
+    engine.set_dropout(config.model.dropout);
     let mut run = Run {
         folder,
-        engine: Engine::new(&prepared.model, &layout, &prepared.device, config.train.recompute, prepared.precision),
+        engine,
         store,
         optimizer,
         optimizer_name: config.optimizer.name.clone(),
@@ -336,17 +408,30 @@ fn train(
         micro_batches: config.train.micro_batches(),
         step: state.as_ref().map_or(0, |state| state.step),
         tokens: state.as_ref().map_or(0, |state| state.tokens),
-        pending: state.and_then(|state| state.pending),
+        pending: state.as_ref().and_then(|state| state.pending.clone()),
         steps: prepared.steps,
         eval_every: config.train.eval_every,
         checkpoint_every: config.train.checkpoint_every,
         sample_every: config.train.sample_every,
         keep_last: config.train.keep_last,
+        base,
+        keep_best: config.train.keep_best,
+        best: state.as_ref().and_then(|state| state.best),
         events: if config.train.tensorboard { Events::TensorBoard } else { Events::None },
         interrupt: Interrupt::install()?,
     };
-    let outcome = run.train(progress, &mut |store, step| sample(prepared, store, step))?;
-    Ok((run.store, run.step, outcome))
+    let interrupt = run.interrupt.clone();
+    let mut examiner = prepared.exam.as_ref().zip(prepared.tokenizer.as_ref()).map(|(exam, tokenizer)| {
+        let interrupt = interrupt.clone();
+        move |store: &ParameterStore| exam.take(&prepared.model, tokenizer, store, &interrupt)
+    });
+    let mut hooks = Hooks {
+        sampler: &mut |store, step| sample(prepared, store, step),
+        examiner: examiner.as_mut().map(|examiner| examiner as &mut Examiner),
+    };
+    let first_val_loss = if look_first { run.look_first(progress, &mut hooks)? } else { None };
+    let outcome = run.train(progress, &mut hooks)?;
+    Ok((Trained { store: run.store, step: run.step, first_val_loss }, outcome))
 }
 
 /// How many tokens a sample during training has.
@@ -362,7 +447,7 @@ fn sample(prepared: &Prepared, store: &ParameterStore, step: u64) -> Result<Opti
     let limits =
         Limits { max_new_tokens: SAMPLE_TOKENS, end_of_text: &[tokenizer.end_of_text(), tokenizer.begin_of_text()] };
     let mut sampler = crate::generate::Sampler::new(SamplingOptions::GREEDY, prepared.model.vocab_size(), 0)?;
-    let completions = on_cpu(store.weights(), |weights| {
+    let completions = store.read_on_cpu(|weights| {
         let on_token = &mut |_, _| Ok(crate::generate::Flow::Continue);
         crate::generate::complete(&mut model, weights, &[ids], limits, &mut sampler, on_token)
     })??;
@@ -370,8 +455,18 @@ fn sample(prepared: &Prepared, store: &ParameterStore, step: u64) -> Result<Opti
     Ok(Some(Sample { step, prompt: prompt.to_owned(), text }))
 }
 
+/// What a run's end tells besides its last record.
+#[derive(Default)]
+struct Summary {
+    /// The validation loss before the first step.
+    first_val_loss: Option<f64>,
+    /// The quickstart's examinations before and after.
+    before: Option<quickstart::Report>,
+    report: Option<quickstart::Report>,
+}
+
 /// Says where the results are.
-fn finish(options: &Options, path: &Path, step: u64, report: Option<quickstart::Report>) -> Result<Ending> {
+fn finish(options: &Options, path: &Path, step: u64, summary: Summary) -> Result<Ending> {
     let last = crate::train::read_metrics(path)?.into_iter().next_back();
     if options.json {
         let mut object = json!({
@@ -379,7 +474,16 @@ fn finish(options: &Options, path: &Path, step: u64, report: Option<quickstart::
             "loss": last.as_ref().map(|record| record.loss),
             "val_loss": last.as_ref().and_then(|record| record.val_loss),
         });
-        if let Some(report) = &report {
+        if let Some(exact_match) = last.as_ref().and_then(|record| record.exact_match) {
+            object["exact_match"] = json!(exact_match);
+        }
+        if let Some(loss) = summary.first_val_loss {
+            object["first_val_loss"] = json!(loss);
+        }
+        if let Some(before) = &summary.before {
+            object["exact_match_before"] = json!(before.exact_match());
+        }
+        if let Some(report) = &summary.report {
             object["exact_match"] = json!(report.exact_match());
             object["held_out_problems"] = json!(report.problems);
         }

@@ -1,13 +1,14 @@
 //! The quickstart around its training: generated data before, an examination on held-out problems after.
 
+use super::exact_match::end_tokens;
 use super::prepare::Prepared;
-use super::setup::RunData;
-use crate::config::{ConfigError, RunConfig};
+use super::run_data::{self, RunData};
+use crate::config::{ConfigError, ExamplesConfig, RunConfig};
 use crate::data::{DataSet, FileKind, MemoryFile, SourceFile, TextTokenizer};
-use crate::eval::gsm8k_answer::strict_match;
-use crate::generate::{Flow, Limits, Sampler, SamplingOptions, complete};
+use crate::eval::exact_match as exam;
+use crate::generate::Limits;
 use crate::model::Decoder;
-use crate::params::Layout;
+use crate::params::{Layout, Weights};
 use crate::quickstart::corpus::{self, Problem};
 use crate::quickstart::tokenizer;
 use crate::train::Verbosity;
@@ -23,8 +24,8 @@ const HELD_OUT_PROBLEMS: usize = 500;
 /// Problems that the tokenizer is trained on.
 const TOKENIZER_PROBLEMS: usize = 4_000;
 
-/// Prompts completed at a time.
-const EXAM_BATCH: usize = 125;
+/// Problems of the other kinds to fine-tune on.
+const FINETUNING_PROBLEMS: usize = 6_000;
 
 /// No worked solution is longer.
 const MAX_ANSWER_TOKENS: usize = 120;
@@ -33,17 +34,26 @@ const MAX_ANSWER_TOKENS: usize = 120;
 const SHOWN: usize = 3;
 
 /// The problems that training never sees.
-pub struct HeldOut(Vec<Problem>);
+pub struct HeldOut {
+    problems: Vec<Problem>,
+    /// What stands before each of them, as in training.
+    beginning: Vec<u32>,
+}
 
 /// What the generator made.
 pub struct Made {
-    pub tokenizer: TextTokenizer,
     pub data: RunData,
     pub held_out: HeldOut,
 }
 
+/// JSON Lines in memory.
+fn file<'a>(name: &str, problems: &'a [Problem], line: impl Fn(&'a Problem) -> serde_json::Value) -> SourceFile {
+    let lines: String = problems.iter().map(|problem| format!("{}\n", line(problem))).collect();
+    SourceFile { bytes: Arc::new(MemoryFile::new(name, lines.into_bytes())), kind: FileKind::Jsonl }
+}
+
 /// Generates the corpus from the run's seed and trains the tokenizer on a part of it.
-pub fn prepare(config: &RunConfig) -> Result<Made> {
+pub fn prepare(config: &RunConfig) -> Result<(TextTokenizer, Made)> {
     if let Some(source) = &config.tokenizer {
         let message =
             format!("`tokenizer.source` = {source} conflicts with the quickstart, which trains its own; leave it out");
@@ -54,15 +64,35 @@ pub fn prepare(config: &RunConfig) -> Result<Made> {
     let trained = tokenizer::train(sample.iter().map(String::as_str))?;
     let tokenizer = TextTokenizer::new(trained, tokenizer::END_OF_TEXT_ID)?;
     let set = |name: &str, problems: &[Problem]| -> Result<Arc<DataSet>> {
-        let lines: String =
-            problems.iter().map(|problem| format!("{}\n", serde_json::json!({ "text": problem.document() }))).collect();
-        let bytes = Arc::new(MemoryFile::new(name, lines.into_bytes()));
-        Ok(Arc::new(DataSet::open(vec![SourceFile { bytes, kind: FileKind::Jsonl }], "text")?))
+        let file = file(name, problems, |problem| serde_json::json!({ "text": problem.document() }));
+        Ok(Arc::new(DataSet::open(vec![file], "text")?))
     };
     let tokens = config.data.validation.as_ref().map(|validation| validation.tokens);
     let validation = tokens.map(|tokens| Ok::<_, anyhow::Error>((set("held-out.jsonl", &corpus.held_out)?, tokens)));
-    let data = RunData { training: set("training.jsonl", &corpus.training)?, validation: validation.transpose()? };
-    Ok(Made { tokenizer, data, held_out: HeldOut(corpus.held_out) })
+    let data =
+        RunData::Text { training: set("training.jsonl", &corpus.training)?, validation: validation.transpose()? };
+    let beginning = vec![tokenizer.begin_of_text()];
+    Ok((tokenizer, Made { data, held_out: HeldOut { problems: corpus.held_out, beginning } }))
+}
+
+/// Generates problems of the other kinds, as examples for fine-tuning.
+pub fn prepare_examples(
+    config: &RunConfig,
+    examples: &ExamplesConfig,
+    tokenizer: &TextTokenizer,
+    vocabulary_size: usize,
+) -> Result<Made> {
+    let corpus = corpus::generate_second(config.seed, FINETUNING_PROBLEMS, HELD_OUT_PROBLEMS)?;
+    let file = |name: &str, problems: &[Problem]| {
+        // The space belongs to the answer's first word, as in the texts that the model was trained on.
+        let line = |problem: &Problem| serde_json::json!({ "prompt": problem.question, "completion": format!(" {}", problem.answer) });
+        vec![file(name, problems, line)]
+    };
+    let (training, validation) = (file("training.jsonl", &corpus.training), file("held-out.jsonl", &corpus.held_out));
+    let validation = config.data.validation.is_some().then_some(&validation[..]);
+    let format = run_data::example_format(config, examples, tokenizer, None)?;
+    let data = run_data::read_examples(config, examples, &training, validation, &format, tokenizer, vocabulary_size)?;
+    Ok(Made { data, held_out: HeldOut { problems: corpus.held_out, beginning: tokenizer.beginning()? } })
 }
 
 /// The examination's result.
@@ -78,45 +108,45 @@ impl Report {
     }
 }
 
-/// Has every held-out problem answered greedily and grades the answers.
+/// Has every held-out problem answered greedily and grades the answers; `when` stands in what is printed.
 pub fn examine(
     held_out: &HeldOut,
     prepared: &Prepared,
     layout: &Arc<Layout>,
-    weights: &[f32],
+    weights: Weights,
     verbosity: Verbosity,
+    when: &str,
 ) -> Result<Report> {
     let tokenizer = prepared.tokenizer.as_ref().context("the quickstart has a tokenizer")?;
-    let mut model = Decoder::new(&prepared.model, layout);
-    let mut sampler = Sampler::new(SamplingOptions::GREEDY, prepared.model.vocab_size(), 0)?;
-    let limits = Limits { max_new_tokens: MAX_ANSWER_TOKENS, end_of_text: &[tokenizer.end_of_text()] };
-    let mut report = Report { problems: held_out.0.len(), right: 0 };
+    let problem = |problem: &Problem| -> Result<exam::Problem> {
+        let mut prompt = held_out.beginning.clone();
+        prompt.extend(tokenizer.encode(&problem.prompt())?);
+        Ok(exam::Problem { prompt, solution: problem.answer.clone() })
+    };
+    let problems = held_out.problems.iter().map(problem).collect::<Result<Vec<_>>>()?;
+    let ends = end_tokens(&prepared.model, tokenizer);
     let mut shown = Vec::new();
-    for problems in held_out.0.chunks(EXAM_BATCH) {
-        let prompt = |problem: &Problem| -> Result<Vec<u32>> {
-            let mut ids = vec![tokenizer.begin_of_text()];
-            ids.extend(tokenizer.encode(&problem.prompt())?);
-            Ok(ids)
-        };
-        let prompts = problems.iter().map(prompt).collect::<Result<Vec<_>>>()?;
-        let completions =
-            complete(&mut model, weights, &prompts, limits, &mut sampler, &mut |_, _| Ok(Flow::Continue))?;
-        for (problem, completion) in problems.iter().zip(&completions) {
-            let answer = tokenizer.decode(&completion.ids)?;
-            let right = strict_match(&answer) == strict_match(&problem.answer);
-            report.right += usize::from(right);
-            if shown.len() < SHOWN {
-                shown.push((problem, answer, right));
+    let mut examination = exam::Examination {
+        vocabulary_size: prepared.model.vocab_size(),
+        limits: Limits { max_new_tokens: MAX_ANSWER_TOKENS, end_of_text: &ends },
+        decode: &|ids| tokenizer.decode(ids),
+        on_answer: &mut |number, answer, right| {
+            if number < SHOWN {
+                shown.push((number, answer.to_owned(), right));
             }
-        }
-    }
+        },
+        interrupted: &|| false,
+    };
+    let mut model = Decoder::new(&prepared.model, layout);
+    let right = exam::exact_match(&mut model, weights, &problems, &mut examination)?.unwrap_or(0);
+    let report = Report { problems: problems.len(), right };
     if verbosity == Verbosity::Normal {
-        for (problem, answer, right) in shown {
+        for (number, answer, right) in shown {
             let verdict = if right { "right" } else { "wrong" };
-            eprintln!("\nQuestion: {}\nAnswer ({verdict}): {}", problem.question, answer.trim());
+            eprintln!("\nQuestion: {}\nAnswer ({verdict}): {}", held_out.problems[number].question, answer.trim());
         }
         eprintln!(
-            "\nexact match on {} held-out problems: {:.1}% ({} right)",
+            "\nexact match{when} on {} held-out problems: {:.1}% ({} right)",
             report.problems,
             100.0 * report.exact_match(),
             report.right

@@ -1,13 +1,13 @@
 //! From a resolved config to opened things: the model's shape, the tokenizer, the data. Nothing is written here.
 
 use super::shape;
-use crate::config::{ConfigError, DataSource, ModelConfig, RunConfig, Source, ValidationConfig};
-use crate::data::{
-    ByteSource, DataSet, Order, SourceFile, StreamSettings, TextTokenizer, ValidationSet, local_files, select,
-};
+use super::target::{Target, Weights, model_folder};
+use crate::config::{ConfigError, ModelConfig, Source};
+use crate::data::{ByteSource, SourceFile, TextTokenizer, local_files, select};
 use crate::hub::{Hub, HubFile, Listing, RemoteFile, RepoId, RepoKind};
 use crate::model::{ModelShape, TextMarks, weights};
 use crate::params::Layout;
+use crate::train::{checkpoint, is_run};
 use anyhow::{Context, Result, bail, ensure};
 use std::cell::OnceCell;
 use std::ops::Range;
@@ -15,8 +15,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// The files that make a tokenizer, as far as a repository has them.
-pub const TOKENIZER_FILES: &[&str] =
-    &["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"];
+pub const TOKENIZER_FILES: &[&str] = &[
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+];
 
 /// The hub client, made when the first thing needs it: a run on local files asks nothing of the environment.
 #[derive(Default)]
@@ -120,24 +126,47 @@ pub struct ModelPlan {
 pub enum Initial {
     Scratch,
     Folder(PathBuf),
+    /// A verified checkpoint of another run.
+    OtherRun(PathBuf),
     Hub(Box<HubModel>),
     /// The run goes on: its checkpoint has them.
     Checkpoint,
 }
 
 impl Initial {
+    /// The weight files.
+    pub fn files(&self) -> Result<Vec<PathBuf>> {
+        match self {
+            Self::Scratch => Ok(Vec::new()),
+            Self::Folder(folder) => weights::files_of_folder(folder),
+            Self::OtherRun(folder) => Ok(vec![folder.join(weights::SINGLE)]),
+            Self::Hub(model) => model.download_weights(LazyHub::default().get()?),
+            Self::Checkpoint => bail!("the weights of a resumed run are in its checkpoint"),
+        }
+    }
+
+    /// How many bytes the weight files have.
+    pub fn weight_bytes(&self) -> Result<u64> {
+        match self {
+            Self::Hub(model) => model.weight_bytes(LazyHub::default().get()?),
+            _ => {
+                let sizes = self.files()?.into_iter().map(|file| Ok(std::fs::metadata(file)?.len()));
+                sizes.sum::<Result<u64>>()
+            }
+        }
+    }
+
     /// Fills `weights` (a flat storage of `layout`).
     pub fn load(&self, shape: &ModelShape, layout: &Layout, seed: u64, numbers: &mut [f32]) -> Result<()> {
-        let files = match self {
+        match self {
             Self::Scratch => {
                 shape.initialize(layout, seed, numbers);
                 return Ok(());
             }
-            Self::Folder(folder) => weights::files_of_folder(folder)?,
-            Self::Hub(model) => model.download_weights(LazyHub::default().get()?)?,
-            Self::Checkpoint => bail!("the weights of a resumed run are in its checkpoint"),
-        };
-        shape.load(layout, &files, numbers).context("cannot load `model.init`")
+            Self::OtherRun(folder) => checkpoint::read_weights(folder, layout, numbers),
+            Self::Folder(_) | Self::Hub(_) | Self::Checkpoint => shape.load(layout, &self.files()?, numbers),
+        }
+        .context("cannot load `model.init`")
     }
 }
 
@@ -151,6 +180,16 @@ pub fn model_plan(
     let plan = match &model.init {
         Some(Source::Path(folder)) => {
             ensure!(folder.is_dir(), "`model.init`: there is no folder {}", folder.display());
+            let target = Target::open(&folder.to_string_lossy()).context("`model.init`")?;
+            if let Weights::Checkpoint(checkpoint) = target.weights {
+                ensure!(
+                    target.adapted.is_none(),
+                    "`model.init`: {} trained adapters: `vrtrain export --merge` makes a model of it first",
+                    folder.display()
+                );
+                let plan = ModelPlan { config: target.config, initial: Initial::OtherRun(checkpoint) };
+                return check_architecture(model, plan);
+            }
             let config = read_model_config(&folder.join("config.json"))?;
             ModelPlan { config, initial: Initial::Folder(folder.clone()) }
         }
@@ -163,6 +202,11 @@ pub fn model_plan(
             return Ok(ModelPlan { config, initial: Initial::Scratch });
         }
     };
+    check_architecture(model, plan)
+}
+
+/// Whether `model.init` is of the architecture that was asked for.
+fn check_architecture(model: &ModelConfig, plan: ModelPlan) -> Result<ModelPlan> {
     let found = plan.config.architecture();
     match model.arch {
         Some(asked) if asked != found => {
@@ -178,12 +222,15 @@ pub fn model_plan(
 /// A tokenizer and the folder that its files lie in.
 pub struct FoundTokenizer {
     pub tokenizer: TextTokenizer,
+    pub folder: PathBuf,
     pub files: Vec<PathBuf>,
 }
 
 /// The tokenizer that `source` names.
 pub fn tokenizer(source: &Source, hub: &LazyHub) -> Result<FoundTokenizer> {
     let path = match source {
+        // A run has its tokenizer beside its model.
+        Source::Path(path) if is_run(path) => model_folder(path),
         Source::Path(path) => path.clone(),
         Source::Hub(id) => {
             let hub = hub.get()?;
@@ -201,7 +248,7 @@ pub fn tokenizer(source: &Source, hub: &LazyHub) -> Result<FoundTokenizer> {
     let tokenizer = TextTokenizer::load(&path).with_context(|| format!("`tokenizer.source` = {source}"))?;
     let folder = if path.is_dir() { path } else { path.parent().map(Path::to_owned).unwrap_or_default() };
     let files = TOKENIZER_FILES.iter().map(|name| folder.join(name)).filter(|path| path.is_file()).collect();
-    Ok(FoundTokenizer { tokenizer, files })
+    Ok(FoundTokenizer { tokenizer, folder, files })
 }
 
 /// A hub file as the data module sees it.
@@ -258,75 +305,6 @@ pub fn source_files(sources: &[Source], globs: &[String], hub: &LazyHub, key: &s
         files.extend(found);
     }
     Ok(files)
-}
-
-/// The opened data of a run.
-pub struct RunData {
-    pub training: Arc<DataSet>,
-    pub validation: Option<(Arc<DataSet>, u64)>,
-}
-
-/// Opens and checks the training and validation files; files that validate are left out of training.
-pub fn run_data(config: &RunConfig, hub: &LazyHub) -> Result<RunData> {
-    let data = &config.data;
-    let DataSource::Files(sources) = &data.source else { bail!("the quickstart's data are generated, not opened") };
-    let validation = match &data.validation {
-        None => None,
-        Some(ValidationConfig { source, files, tokens }) => {
-            let own = match source {
-                Some(DataSource::Files(own)) => own,
-                Some(DataSource::Quickstart) => {
-                    bail!("`data.validation.source`: the quickstart's data go with its training")
-                }
-                None => sources,
-            };
-            Some((source_files(own, files, hub, "data.validation")?, *tokens, source.is_none()))
-        }
-    };
-    let mut training = source_files(sources, &data.files, hub, "data.source")?;
-    if let Some((held_out, _, true)) = &validation {
-        let names: Vec<&str> = held_out.iter().map(|file| file.bytes.name()).collect();
-        training.retain(|file| !names.contains(&file.bytes.name()));
-        ensure!(
-            !training.is_empty(),
-            "`data.validation.files` takes every file of the source: none is left to train on"
-        );
-    }
-    let training = Arc::new(DataSet::open(training, &data.text_column).context("the training data")?);
-    let validation = match validation {
-        Some((files, tokens, _)) => {
-            let set = DataSet::open(files, &data.text_column).context("the validation data")?;
-            Some((Arc::new(set), tokens))
-        }
-        None => None,
-    };
-    Ok(RunData { training, validation })
-}
-
-/// How a run's stream is cut and read.
-pub fn stream_settings(config: &RunConfig, vocabulary_size: usize) -> StreamSettings {
-    let train = &config.train;
-    StreamSettings {
-        sequence_length: train.sequence_length,
-        order: if config.data.shuffle { Order::Shuffled { seed: config.seed } } else { Order::Sequential },
-        vocabulary_size,
-        threads: config.data.tokenizer_threads,
-        // Several steps ahead, so that one slow fetch does not stop the trainer.
-        queue_tokens: (4 * train.tokens_per_step).max(1 << 18),
-    }
-}
-
-/// The validation batches of a run.
-pub fn validation_set(
-    config: &RunConfig,
-    data: &RunData,
-    tokenizer: Option<&TextTokenizer>,
-    vocabulary_size: usize,
-) -> Result<Option<ValidationSet>> {
-    let Some((set, tokens)) = &data.validation else { return Ok(None) };
-    let settings = StreamSettings { order: Order::Sequential, ..stream_settings(config, vocabulary_size) };
-    let set = ValidationSet::open(Arc::clone(set), tokenizer, &settings, *tokens, config.train.micro_batch);
-    Ok(Some(set.context("the validation data")?))
 }
 
 /// The ids around a text, as the model's config.json names them.

@@ -1,15 +1,21 @@
 //! Run configuration: one complete TOML file a run, closed (an unknown key is an error), resolved before any work.
 
 mod compare;
+mod examples;
 mod resolve;
 mod schema;
 mod settings;
 mod source;
+mod task;
 mod write;
 
 pub use compare::changed_mathematics;
+pub use examples::{ExampleColumns, ExamplesConfig, TooLong};
 pub use settings::{Origin, Settings};
 pub use source::{Source, looks_like_hub_id};
+pub use task::{
+    GridTask, ImageNetwork, ImageObjective, ImageTask, SharpnessConfig, Task, TaskRunConfig, with_optimizer,
+};
 
 use std::path::{Path, PathBuf};
 
@@ -45,6 +51,8 @@ pub struct RunConfig {
     pub optimizer: OptimizerSettings,
     pub schedule: ScheduleConfig,
     pub train: TrainConfig,
+    /// `None`: every weight is trained.
+    pub lora: Option<LoraConfig>,
     /// What the user gave and where, for later error messages.
     pub settings: SettingsOrigin,
 }
@@ -77,7 +85,7 @@ impl Architecture {
 }
 
 /// The model: loaded from `init`, or built from scratch with the given shape.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ModelConfig {
     /// `None`: the one that `init` is of.
     pub arch: Option<Architecture>,
@@ -108,6 +116,8 @@ pub struct DataConfig {
     /// Globs that choose files of the source; empty: all that can be read.
     pub files: Vec<String>,
     pub text_column: String,
+    /// `None`: running text.
+    pub examples: Option<ExamplesConfig>,
     pub shuffle: bool,
     pub tokenizer_threads: usize,
     /// Bound of the on-disk cache of hub shards, in GiB.
@@ -132,6 +142,8 @@ pub struct ValidationConfig {
     pub files: Vec<String>,
     /// How many tokens are scored at most.
     pub tokens: u64,
+    /// How many examples are scored at most; `None`: all.
+    pub examples: Option<usize>,
 }
 
 /// `[optimizer]` as given; the optimizer that `name` chooses checks the keys.
@@ -148,6 +160,8 @@ pub enum ScheduleName {
     Linear,
     Constant,
     WarmupStableDecay,
+    /// From the floor up to the peak, exponentially: the learning-rate range test.
+    RangeTest,
 }
 
 /// The learning-rate schedule; it multiplies `optimizer.lr`.
@@ -193,6 +207,31 @@ pub enum DeviceChoice {
     Cuda(usize),
 }
 
+/// How the frozen base of adapters is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quantization {
+    /// As its files have it.
+    None,
+    /// Matrices of the blocks in 4 bits.
+    Nf4,
+}
+
+/// Low-rank adapters: they are trained, the model is frozen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraConfig {
+    /// Adapters to begin with, in PEFT's format; they say rank, alpha, rslora and targets. `None`: fresh ones.
+    pub init: Option<Source>,
+    pub rank: Option<usize>,
+    pub alpha: Option<f64>,
+    /// Whether alpha is divided by the rank's square root instead of the rank.
+    pub rslora: Option<bool>,
+    /// Names of the layers that get an adapter.
+    pub targets: Option<Vec<String>>,
+    /// Of the adapters' inputs.
+    pub dropout: f64,
+    pub quantize: Quantization,
+}
+
 /// The loop: batch sizes, lengths, intervals.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainConfig {
@@ -217,6 +256,12 @@ pub struct TrainConfig {
     pub checkpoint_every: u64,
     /// Checkpoints kept; at least 1.
     pub keep_last: usize,
+    /// Whether the checkpoint of the lowest validation loss is kept besides.
+    pub keep_best: bool,
+    /// Held-out examples that are answered at each evaluation; 0: none.
+    pub eval_exact_match: usize,
+    /// Tokens of such an answer at most.
+    pub exact_match_tokens: usize,
     /// Whether TensorBoard's event files are written beside metrics.jsonl.
     pub tensorboard: bool,
 }

@@ -4,9 +4,16 @@ use super::*;
 
 /// Checks `settings` and fills in what they leave out.
 pub fn resolve(settings: Settings, name: &str, base: &Path) -> Result<RunConfig, ConfigError> {
+    if settings.is_set("task.name") {
+        let message = "this is a config of a small task of the laboratory: run it with `vrtrain lab train`";
+        return Err(settings.error("task.name", message));
+    }
+    if let Some(key) = settings.keys().find(|key| key.starts_with("task.")) {
+        return Err(settings.error(key, format!("`{key}` has no meaning without `task.name`")));
+    }
     let model = model(&settings, base)?;
     let data = data(&settings, base)?;
-    let train = train(&settings)?;
+    let train = train(&settings, &data)?;
     let schedule = schedule(&settings)?;
     let tokenizer =
         settings.text("tokenizer.source").map(|text| Source::parse(text, &settings.base_of("tokenizer.source", base)));
@@ -15,12 +22,55 @@ pub fn resolve(settings: Settings, name: &str, base: &Path) -> Result<RunConfig,
     };
     let optimizer = OptimizerSettings { name: optimizer_name.to_owned(), keys: settings.optimizer_keys() };
     let seed = settings.whole("seed").unwrap_or(1337);
+    let lora = lora(&settings, base)?;
     let settings = SettingsOrigin(settings);
-    Ok(RunConfig { name: name.to_owned(), seed, model, tokenizer, data, optimizer, schedule, train, settings })
+    Ok(RunConfig { name: name.to_owned(), seed, model, tokenizer, data, optimizer, schedule, train, lora, settings })
+}
+
+/// `[lora]`, if any of its keys is given.
+fn lora(settings: &Settings, base: &Path) -> Result<Option<LoraConfig>, ConfigError> {
+    const OWN: [&str; 4] = ["lora.rank", "lora.alpha", "lora.rslora", "lora.targets"];
+    let others = ["lora.init", "lora.dropout", "lora.quantize"];
+    if !OWN.iter().chain(&others).any(|key| settings.is_set(key)) {
+        return Ok(None);
+    }
+    let init = settings.text("lora.init").map(|text| Source::parse(text, &settings.base_of("lora.init", base)));
+    if let Some(init) = &init
+        && let Some(key) = OWN.iter().find(|key| settings.is_set(key))
+    {
+        let message = format!("`{key}` conflicts with `lora.init`: it is read from {init}; leave it out");
+        return Err(settings.error(key, message));
+    }
+    let fresh = init.is_none();
+    let rank = positive(settings, "lora.rank")?.unwrap_or(16);
+    if rank > 1 << 16 {
+        return Err(settings.error("lora.rank", format!("`lora.rank` = {rank} is too large")));
+    }
+    // Twice the rank: the usual factor of 2.
+    let alpha = within(settings, "lora.alpha", 2.0 * rank as f64, 1e-6, 1e9)?;
+    let targets = settings.texts("lora.targets").unwrap_or_else(|| vec!["all-linear".into()]);
+    if targets.is_empty() || targets.iter().any(String::is_empty) {
+        return Err(settings.error("lora.targets", "`lora.targets` is empty: give names of layers, or \"all-linear\""));
+    }
+    let words = [("nf4", Quantization::Nf4)];
+    Ok(Some(LoraConfig {
+        init,
+        rank: fresh.then_some(rank),
+        alpha: fresh.then_some(alpha),
+        rslora: fresh.then_some(settings.truth("lora.rslora").unwrap_or(false)),
+        targets: fresh.then_some(targets),
+        dropout: within(settings, "lora.dropout", 0.0, 0.0, 0.99)?,
+        quantize: choice(settings, "lora.quantize", Quantization::None, &words)?,
+    }))
 }
 
 /// One of a closed list of words.
-fn choice<T: Copy>(settings: &Settings, key: &str, default: T, words: &[(&str, T)]) -> Result<T, ConfigError> {
+pub(super) fn choice<T: Copy>(
+    settings: &Settings,
+    key: &str,
+    default: T,
+    words: &[(&str, T)],
+) -> Result<T, ConfigError> {
     let Some(given) = settings.text(key) else { return Ok(default) };
     if let Some((_, value)) = words.iter().find(|(word, _)| *word == given) {
         return Ok(*value);
@@ -34,7 +84,7 @@ fn choice<T: Copy>(settings: &Settings, key: &str, default: T, words: &[(&str, T
 }
 
 /// A whole number that must be at least 1.
-fn positive(settings: &Settings, key: &str) -> Result<Option<usize>, ConfigError> {
+pub(super) fn positive(settings: &Settings, key: &str) -> Result<Option<usize>, ConfigError> {
     match settings.whole(key) {
         Some(0) => Err(settings.error(key, format!("`{key}` must be at least 1"))),
         Some(number) => match usize::try_from(number) {
@@ -46,7 +96,7 @@ fn positive(settings: &Settings, key: &str) -> Result<Option<usize>, ConfigError
 }
 
 /// A number within [low, high].
-fn within(settings: &Settings, key: &str, default: f64, low: f64, high: f64) -> Result<f64, ConfigError> {
+pub(super) fn within(settings: &Settings, key: &str, default: f64, low: f64, high: f64) -> Result<f64, ConfigError> {
     let value = settings.number(key).unwrap_or(default);
     if value.is_finite() && (low..=high).contains(&value) {
         return Ok(value);
@@ -143,7 +193,7 @@ fn check_shape(settings: &Settings, config: &ModelConfig) -> Result<(), ConfigEr
     Ok(())
 }
 
-fn data_source(settings: &Settings, key: &str, base: &Path) -> Result<Option<DataSource>, ConfigError> {
+pub(super) fn data_source(settings: &Settings, key: &str, base: &Path) -> Result<Option<DataSource>, ConfigError> {
     let Some(texts) = settings.texts(key) else { return Ok(None) };
     if texts.is_empty() || texts.iter().any(String::is_empty) {
         return Err(settings.error(key, format!("`{key}` is empty: give a hub data set, a folder or files")));
@@ -170,7 +220,7 @@ fn data(settings: &Settings, base: &Path) -> Result<DataConfig, ConfigError> {
         return Err(ConfigError::flag("[data]", message));
     };
     let validation_given =
-        ["source", "files", "tokens"].iter().any(|key| settings.is_set(&format!("data.validation.{key}")));
+        ["source", "files", "tokens", "examples"].iter().any(|key| settings.is_set(&format!("data.validation.{key}")));
     let validation = if validation_given {
         let tokens = match positive(settings, "data.validation.tokens")? {
             Some(tokens) => tokens as u64,
@@ -182,7 +232,8 @@ fn data(settings: &Settings, base: &Path) -> Result<DataConfig, ConfigError> {
             let message = "`data.validation` needs `files` (a glob of the training source) or a `source` of its own";
             return Err(settings.error("data.validation.tokens", message));
         }
-        Some(ValidationConfig { source: validation_source, files, tokens })
+        let examples = positive(settings, "data.validation.examples")?;
+        Some(ValidationConfig { source: validation_source, files, tokens, examples })
     } else {
         None
     };
@@ -190,6 +241,7 @@ fn data(settings: &Settings, base: &Path) -> Result<DataConfig, ConfigError> {
         source,
         files: settings.texts("data.files").unwrap_or_default(),
         text_column: settings.text("data.text_column").unwrap_or("text").to_owned(),
+        examples: super::examples::resolve(settings)?,
         shuffle: settings.truth("data.shuffle").unwrap_or(true),
         tokenizer_threads: positive(settings, "data.tokenizer_threads")?.unwrap_or(1),
         cache_gib: within(settings, "data.cache_gib", 8.0, 0.0, 1e6)?,
@@ -197,9 +249,15 @@ fn data(settings: &Settings, base: &Path) -> Result<DataConfig, ConfigError> {
     })
 }
 
-fn schedule(settings: &Settings) -> Result<ScheduleConfig, ConfigError> {
-    use ScheduleName::{Constant, Cosine, Linear, WarmupStableDecay};
-    let words = [("cosine", Cosine), ("linear", Linear), ("constant", Constant), ("wsd", WarmupStableDecay)];
+pub(super) fn schedule(settings: &Settings) -> Result<ScheduleConfig, ConfigError> {
+    use ScheduleName::{Constant, Cosine, Linear, RangeTest, WarmupStableDecay};
+    let words = [
+        ("cosine", Cosine),
+        ("linear", Linear),
+        ("constant", Constant),
+        ("wsd", WarmupStableDecay),
+        ("range_test", RangeTest),
+    ];
     let name = choice(settings, "schedule.name", Cosine, &words)?;
     for (key, used) in
         [("schedule.min_lr_ratio", name != Constant), ("schedule.decay_ratio", name == WarmupStableDecay)]
@@ -217,7 +275,7 @@ fn schedule(settings: &Settings) -> Result<ScheduleConfig, ConfigError> {
     })
 }
 
-fn duration(settings: &Settings) -> Result<Duration, ConfigError> {
+pub(super) fn duration(settings: &Settings) -> Result<Duration, ConfigError> {
     let given: Vec<&str> =
         ["train.steps", "train.tokens", "train.epochs"].into_iter().filter(|key| settings.is_set(key)).collect();
     match given[..] {
@@ -246,7 +304,7 @@ fn device(settings: &Settings) -> Result<DeviceChoice, ConfigError> {
     }
 }
 
-fn train(settings: &Settings) -> Result<TrainConfig, ConfigError> {
+fn train(settings: &Settings, data: &DataConfig) -> Result<TrainConfig, ConfigError> {
     let missing = |key: &str| ConfigError::flag("[train]", format!("`train.{key}` is missing"));
     let sequence_length = positive(settings, "train.sequence_length")?.ok_or_else(|| missing("sequence_length"))?;
     let micro_batch = positive(settings, "train.micro_batch")?.ok_or_else(|| missing("micro_batch"))?;
@@ -284,6 +342,34 @@ fn train(settings: &Settings) -> Result<TrainConfig, ConfigError> {
         sample_prompt: settings.text("train.sample_prompt").map(str::to_owned),
         checkpoint_every: settings.whole("train.checkpoint_every").unwrap_or(0),
         keep_last: positive(settings, "train.keep_last")?.unwrap_or(3),
+        keep_best: keep_best(settings, data)?,
+        eval_exact_match: eval_exact_match(settings, data)?,
+        exact_match_tokens: positive(settings, "train.exact_match_tokens")?.unwrap_or(256),
         tensorboard: settings.truth("train.tensorboard").unwrap_or(false),
     })
+}
+
+/// The best checkpoint is kept where examples are trained on, unless the config says otherwise.
+fn keep_best(settings: &Settings, data: &DataConfig) -> Result<bool, ConfigError> {
+    let key = "train.keep_best";
+    match (settings.truth(key), &data.validation) {
+        (Some(true), None) => {
+            Err(settings.error(key, format!("`{key}` needs a validation loss: set `data.validation`")))
+        }
+        (Some(given), _) => Ok(given),
+        (None, validation) => Ok(validation.is_some() && data.examples.is_some()),
+    }
+}
+
+fn eval_exact_match(settings: &Settings, data: &DataConfig) -> Result<usize, ConfigError> {
+    let key = "train.eval_exact_match";
+    let problems = settings.whole(key).unwrap_or(0) as usize;
+    if problems > 0 && data.validation.is_none() {
+        return Err(settings.error(key, format!("`{key}` needs held-out examples: set `data.validation`")));
+    }
+    if !settings.is_set(key) && settings.is_set("train.exact_match_tokens") {
+        let key = "train.exact_match_tokens";
+        return Err(settings.error(key, format!("`{key}` has no meaning without `train.eval_exact_match`")));
+    }
+    Ok(problems)
 }

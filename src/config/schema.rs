@@ -51,16 +51,36 @@ pub const KEYS: &[(&str, Kind)] = &[
     ("model.rms_norm_epsilon", Kind::Number),
     ("model.rope_theta", Kind::Number),
     ("model.dropout", Kind::Number),
+    ("task.name", Kind::Text),
+    ("task.batch", Kind::Whole),
+    ("task.loss", Kind::Text),
+    ("task.augment", Kind::Truth),
+    ("task.examples", Kind::Whole),
+    ("task.validation_examples", Kind::Whole),
+    ("task.side", Kind::Whole),
+    ("task.layers", Kind::Whole),
+    ("task.width", Kind::Whole),
+    ("task.sharpness_every", Kind::Whole),
+    ("task.sharpness_examples", Kind::Whole),
+    ("task.sharpness_iterations", Kind::Whole),
     ("tokenizer.source", Kind::Text),
     ("data.source", Kind::Texts),
     ("data.files", Kind::Texts),
     ("data.text_column", Kind::Text),
+    ("data.format", Kind::Text),
+    ("data.prompt_column", Kind::Text),
+    ("data.completion_column", Kind::Text),
+    ("data.template", Kind::Text),
+    ("data.messages_column", Kind::Text),
+    ("data.packing", Kind::Truth),
+    ("data.too_long", Kind::Text),
     ("data.shuffle", Kind::Truth),
     ("data.tokenizer_threads", Kind::Whole),
     ("data.cache_gib", Kind::Number),
     ("data.validation.source", Kind::Texts),
     ("data.validation.files", Kind::Texts),
     ("data.validation.tokens", Kind::Whole),
+    ("data.validation.examples", Kind::Whole),
     ("optimizer.name", Kind::Text),
     ("schedule.name", Kind::Text),
     ("schedule.warmup_steps", Kind::Whole),
@@ -82,7 +102,17 @@ pub const KEYS: &[(&str, Kind)] = &[
     ("train.sample_prompt", Kind::Text),
     ("train.checkpoint_every", Kind::Whole),
     ("train.keep_last", Kind::Whole),
+    ("train.keep_best", Kind::Truth),
+    ("train.eval_exact_match", Kind::Whole),
+    ("train.exact_match_tokens", Kind::Whole),
     ("train.tensorboard", Kind::Truth),
+    ("lora.init", Kind::Text),
+    ("lora.rank", Kind::Whole),
+    ("lora.alpha", Kind::Number),
+    ("lora.rslora", Kind::Truth),
+    ("lora.targets", Kind::Texts),
+    ("lora.dropout", Kind::Number),
+    ("lora.quantize", Kind::Text),
 ];
 
 /// The kind of `key`, if such a key exists.
@@ -102,7 +132,7 @@ pub fn is_section(path: &str) -> bool {
 /// The existing key or section nearest to `key`: the same last word elsewhere, else the least changed spelling.
 pub fn nearest(key: &str) -> Option<String> {
     let last = |path: &str| path.rsplit('.').next().unwrap_or(path).to_owned();
-    let sections = ["model", "tokenizer", "data", "data.validation", "optimizer", "schedule", "train"];
+    let sections = ["model", "task", "tokenizer", "data", "data.validation", "optimizer", "schedule", "train", "lora"];
     let known = KEYS.iter().map(|(name, _)| *name).chain(sections);
     let same_word: Vec<_> = known.clone().filter(|name| last(name) == last(key)).collect();
     if let [only] = same_word[..] {

@@ -18,6 +18,14 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Reads a config file.
+    pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| ConfigError::flag("--config", format!("cannot read {}: {error}", path.display())))?;
+        let name = path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into());
+        Self::from_toml(&text, &name)
+    }
+
     /// Reads the text of a config file; `name` stands in error messages.
     pub fn from_toml(text: &str, name: &str) -> Result<Self, ConfigError> {
         let line = |offset: usize| text[..offset.min(text.len())].matches('\n').count() + 1;
@@ -34,6 +42,7 @@ impl Settings {
                     if path.is_empty() { key.get_ref().to_string() } else { format!("{path}.{}", key.get_ref()) };
                 let origin = at(key.span().start);
                 match value.into_inner() {
+                    DeValue::Table(inner) if full == "lora" && inner.is_empty() => return Err(empty_lora(&origin)),
                     DeValue::Table(inner) if schema::is_section(&full) => pending.push((full, inner)),
                     other => settings.insert(full, plain(other, &origin)?, origin)?,
                 }
@@ -62,6 +71,7 @@ impl Settings {
         let mut pending = vec![(key.to_owned(), value)];
         while let Some((path, value)) = pending.pop() {
             match value {
+                DeValue::Table(inner) if path == "lora" && inner.is_empty() => return Err(empty_lora(&origin)),
                 DeValue::Table(inner) if schema::is_section(&path) => {
                     for (key, value) in inner {
                         pending.push((format!("{path}.{}", key.get_ref()), value.into_inner()));
@@ -102,6 +112,11 @@ impl Settings {
     /// Where `key` was given; for a key left at its default, its name.
     pub fn origin(&self, key: &str) -> Origin {
         self.values.get(key).map_or_else(|| Origin(format!("default of `{key}`")), |(_, origin)| origin.clone())
+    }
+
+    /// Every key that was given, in alphabetical order.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.values.keys().map(String::as_str)
     }
 
     pub fn is_set(&self, key: &str) -> bool {
@@ -153,6 +168,12 @@ impl Settings {
             _ => base.to_owned(),
         }
     }
+}
+
+/// An empty section elsewhere asks for nothing; this one seems to ask for adapters.
+fn empty_lora(origin: &Origin) -> ConfigError {
+    let message = "`[lora]` is empty: give at least `lora.rank`, or leave the section out";
+    ConfigError::new(origin, message.into())
 }
 
 /// The value without spans.

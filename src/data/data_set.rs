@@ -154,6 +154,22 @@ impl DataSet {
         &self.names
     }
 
+    /// Every text, in the order of the files.
+    ///
+    /// # Errors
+    /// When a file cannot be read, or holds token ids instead of texts.
+    pub fn texts(&self) -> Result<Vec<String>> {
+        let Contents::Documents(documents) = &self.contents else {
+            anyhow::bail!("{} holds token ids, not texts", self.names().join(", "))
+        };
+        let mut texts = Vec::new();
+        for unit in 0..documents.units() {
+            let read = documents.read(unit, Order::Sequential)?;
+            texts.extend(read.documents.into_iter().map(|document| document.text));
+        }
+        Ok(texts)
+    }
+
     /// The files in a message: the first one's name, and how many more there are.
     pub fn describe(&self) -> String {
         match self.names.as_slice() {

@@ -82,7 +82,7 @@ fn first_visible_byte(bytes: &dyn ByteSource) -> Result<Option<u8>> {
     Ok(head.iter().copied().find(|byte| !byte.is_ascii_whitespace()))
 }
 
-fn extension(name: &str) -> Option<String> {
+pub(super) fn extension(name: &str) -> Option<String> {
     Path::new(name).extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase)
 }
 

@@ -4,15 +4,20 @@
 //! and cuts rows of T+1 tokens, and a [`Position`] names the next row for a checkpoint.
 
 mod bytes;
+mod chat_template;
+mod cifar;
 mod data_set;
 mod document;
 mod documents;
+mod examples;
+mod feed;
 mod files;
 mod jsonl;
 mod order;
 mod parquet_file;
 mod pipeline;
 mod position;
+mod records;
 mod stream;
 mod text_file;
 mod token_file;
@@ -23,12 +28,20 @@ mod validation;
 mod tests;
 
 pub use bytes::{ByteSource, LocalFile, MemoryFile};
+pub use chat_template::{ChatTemplate, Message, ReplyOpening};
+pub use cifar::Images;
 pub use data_set::{DataSet, Summary};
 pub use document::{Document, Opening};
 pub use documents::documents_as_ids;
+pub use examples::{
+    ChatFormat, CompletionFormat, Example, ExampleCounts, ExampleFormat, ExampleLimits, ExampleStream, Examples,
+    Packing, Template, plain_template,
+};
+pub use feed::Feed;
 pub use files::{FileKind, SourceFile, local_files, select};
 pub use order::Order;
 pub use position::{Identity, Position};
+pub use records::{Record, records};
 pub use stream::{Batch, StreamSettings, TokenStream};
 pub use tokenizer::TextTokenizer;
 pub use validation::ValidationSet;

@@ -38,13 +38,15 @@ pub struct Batch {
     pub sequence_length: usize,
     /// [rows, sequence_length]: each token's place in its example, from 0 on; `None`: a row is one text.
     pub places: Option<Vec<u32>>,
+    /// Positions that hold no token of the data.
+    pub padding: usize,
 }
 
 impl Batch {
     pub fn with_capacity(rows: usize, sequence_length: usize) -> Self {
         let len = rows * sequence_length;
         let (inputs, targets) = (Vec::with_capacity(len), Vec::with_capacity(len));
-        Self { inputs, targets, rows: 0, sequence_length, places: None }
+        Self { inputs, targets, rows: 0, sequence_length, places: None, padding: 0 }
     }
 
     /// Adds a row of `sequence_length` + 1 tokens.

@@ -18,6 +18,8 @@ pub struct TextTokenizer {
     tokenizer: Tokenizer,
     begin_of_text: u32,
     end_of_text: u32,
+    /// What ends an answer: the eos_token that the files name, else end-of-text.
+    end_of_answer: u32,
     vocabulary_size: usize,
     digest: [u8; 32],
 }
@@ -63,9 +65,11 @@ impl TextTokenizer {
             );
         };
         let begin_of_text = find(&candidates("bos_token", "<s>")?).unwrap_or(end_of_text);
+        let named = named_token(folder, "eos_token")?;
+        let end_of_answer = named.and_then(|token| tokenizer.token_to_id(&token)).unwrap_or(end_of_text);
         let loaded =
             Self::new(tokenizer, end_of_text).with_context(|| format!("the tokenizer at {}", path.display()))?;
-        Ok(Self { begin_of_text, ..loaded })
+        Ok(Self { begin_of_text, end_of_answer, ..loaded })
     }
 
     /// Takes a tokenizer that was trained or loaded elsewhere, in which one token begins and ends texts.
@@ -81,7 +85,9 @@ impl TextTokenizer {
         let largest = tokenizer.get_vocab(true).into_values().max().context("its vocabulary is empty")?;
         let written = tokenizer.to_string(false).map_err(|error| anyhow!(error))?;
         let digest = Sha256::digest(written).into();
-        Ok(Self { tokenizer, begin_of_text: end_of_text, end_of_text, vocabulary_size: largest as usize + 1, digest })
+        let (begin_of_text, end_of_answer) = (end_of_text, end_of_text);
+        let vocabulary_size = largest as usize + 1;
+        Ok(Self { tokenizer, begin_of_text, end_of_text, end_of_answer, vocabulary_size, digest })
     }
 
     /// The id put before each document.
@@ -92,6 +98,27 @@ impl TextTokenizer {
     /// The id at which a text ends.
     pub fn end_of_text(&self) -> u32 {
         self.end_of_text
+    }
+
+    /// The id that ends an answer in fine-tuning, at which generation stops.
+    pub fn end_of_answer(&self) -> u32 {
+        self.end_of_answer
+    }
+
+    /// The text of the token `id`.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.tokenizer.id_to_token(id)
+    }
+
+    /// The ids that the tokenizer itself puts before a text.
+    pub fn beginning(&self) -> Result<Vec<u32>> {
+        let ids = |special| {
+            let encoding = self.tokenizer.encode_fast("a", special).map_err(|error| anyhow!(error));
+            Ok::<_, anyhow::Error>(encoding.context("cannot tokenize a letter")?.get_ids().to_vec())
+        };
+        let (with, plain) = (ids(true)?, ids(false)?);
+        let start = with.windows(plain.len().max(1)).position(|window| window == plain).unwrap_or(0);
+        Ok(with[..start].to_vec())
     }
 
     /// One more than the largest id.
@@ -107,6 +134,12 @@ impl TextTokenizer {
     /// The ids of a prompt: special tokens are recognised, none is added.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.tokenizer.encode_fast(text, false).map_err(|error| anyhow!(error));
+        Ok(encoding.context("cannot tokenize the text")?.get_ids().to_vec())
+    }
+
+    /// The ids of a text with what the tokenizer's own template puts around one (LLaMA's begin-of-text; nothing for GPT-2).
+    pub fn encode_with_template(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.tokenizer.encode_fast(text, true).map_err(|error| anyhow!(error));
         Ok(encoding.context("cannot tokenize the text")?.get_ids().to_vec())
     }
 

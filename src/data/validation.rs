@@ -1,6 +1,7 @@
 //! The validation set: the first tokens of its files, tokenized once and kept.
 
 use super::data_set::DataSet;
+use super::examples::NOT_COUNTED;
 use super::stream::{Batch, StreamSettings, TokenStream};
 use super::tokenizer::TextTokenizer;
 use anyhow::{Context, Result, ensure};
@@ -52,8 +53,9 @@ impl ValidationSet {
         Ok(Self { batches })
     }
 
-    /// Number of targets.
+    /// Number of targets that count.
     pub fn tokens(&self) -> u64 {
-        self.batches.iter().map(|batch| batch.targets.len() as u64).sum()
+        let counted = |batch: &Batch| batch.targets.iter().filter(|&&target| target != NOT_COUNTED).count() as u64;
+        self.batches.iter().map(counted).sum()
     }
 }

@@ -15,6 +15,7 @@
 
 /// What stands before the final answer.
 const MARKER: &str = "#### ";
+const CHAIN_OF_THOUGHT_MARKER: &str = "The answer is ";
 
 /// Whether a completion's answer counts as right, by each of the three rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +56,33 @@ pub fn strict_match(text: &str) -> Option<&str> {
         let length = run(&rest.as_bytes()[sign..], |byte| matches!(byte, b'0'..=b'9' | b'.' | b','));
         (length > 0).then(|| &rest[..sign + length])
     })
+}
+
+/// The number after the first `The answer is ` that has one, as `gsm8k_cot`'s pattern `The answer is (\-?[0-9\.\,]+).`
+/// finds it: some character of the same line must follow, for which the number gives up its own last one at need.
+pub fn chain_of_thought_match(text: &str) -> Option<&str> {
+    text.match_indices(CHAIN_OF_THOUGHT_MARKER).find_map(|(start, _)| {
+        let rest = &text[start + CHAIN_OF_THOUGHT_MARKER.len()..];
+        let sign = usize::from(rest.starts_with('-'));
+        let length = run(&rest.as_bytes()[sign..], |byte| matches!(byte, b'0'..=b'9' | b'.' | b','));
+        let followed = rest[sign + length..].starts_with(|character| character != '\n');
+        let length = if followed { length } else { length.saturating_sub(1) };
+        (length > 0).then(|| &rest[..sign + length])
+    })
+}
+
+/// Grades a chain of thought as `gsm8k_cot` does; OpenAI's rule is the same as ever.
+///
+/// # Errors
+/// When `gold` has no final answer.
+pub fn grade_chain_of_thought(completion: &str, gold: &str) -> Result<Grade, GoldWithoutAnswer> {
+    let Some(answer) = gold.rsplit_once("####").map(|(_, answer)| normalize(answer.trim())) else {
+        return Err(GoldWithoutAnswer(gold.to_owned()));
+    };
+    let matches = |extracted: Option<&str>| extracted.is_some_and(|text| normalize(text) == answer);
+    let Grade { openai, .. } = grade(completion, gold)?;
+    let strict = matches(chain_of_thought_match(completion));
+    Ok(Grade { strict, flexible: matches(flexible_extract(completion)), openai })
 }
 
 /// The last thing in the text that looks like a number, as it is written.
@@ -130,6 +158,39 @@ mod tests {
             assert_eq!(openai_answer(completion).as_deref().unwrap_or(NO_MATCH), vector.openai, "{completion:?}");
             let expected = Grade { strict: vector.strict_ok, flexible: vector.flex_ok, openai: vector.openai_ok };
             assert_eq!(grade(completion, &vector.gold)?, expected, "{completion:?}");
+        }
+        Ok(())
+    }
+
+    #[derive(Deserialize)]
+    struct Chains {
+        completions: Vec<Chain>,
+    }
+
+    #[derive(Deserialize)]
+    struct Chain {
+        completion: String,
+        gold: String,
+        strict: ChainVerdict,
+        flexible: ChainVerdict,
+    }
+
+    #[derive(Deserialize)]
+    struct ChainVerdict {
+        extracted: String,
+        right: bool,
+    }
+
+    /// Verdicts of lm-evaluation-harness 0.4.13 (tests/fixtures/gsm8k/make.py).
+    #[test]
+    fn chains_of_thought_are_graded_as_lm_evaluation_harness_grades_them() -> anyhow::Result<()> {
+        let chains: Chains = serde_json::from_str(include_str!("../../tests/fixtures/gsm8k/prompts.json"))?;
+        assert_eq!(chains.completions.len(), 36);
+        for Chain { completion, gold, strict, flexible } in chains.completions {
+            assert_eq!(chain_of_thought_match(&completion).unwrap_or(NO_MATCH), strict.extracted, "{completion:?}");
+            assert_eq!(flexible_extract(&completion).unwrap_or(NO_MATCH), flexible.extracted, "{completion:?}");
+            let grade = grade_chain_of_thought(&completion, &gold)?;
+            assert_eq!((grade.strict, grade.flexible), (strict.right, flexible.right), "{completion:?} {gold:?}");
         }
         Ok(())
     }

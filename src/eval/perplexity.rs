@@ -1,13 +1,23 @@
-//! Perplexity of a model on token ids: consecutive windows, every target scored once.
+//! Perplexity of a model on token ids: windows of the context, every target scored once.
 
-use crate::model::{Batch, Documents, Engine, LossSum};
+use crate::model::{Batch, Documents, Engine, IGNORE, LossSum};
 use crate::params::ParameterStore;
 use anyhow::{Result, ensure};
 
 /// Targets of one forward pass, at most.
 const TOKENS_AT_ONCE: usize = 4096;
 
-/// Negative log-likelihood of `document` in windows of `window` + 1 tokens with stride `window`.
+/// How a document is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Windows {
+    /// Inputs of a window.
+    pub window: usize,
+    /// Inputs from one window's beginning to the next one's. Where it is less than the window, the windows overlap, and
+    /// each scores the targets that no earlier one has: they have at least `window - stride` tokens before them.
+    pub stride: usize,
+}
+
+/// Negative log-likelihood of `document` in windows of `window` + 1 tokens.
 ///
 /// The first token has nothing before it and is no target; the last window may be shorter. At most `limit` targets are
 /// scored, the first ones.
@@ -15,26 +25,29 @@ pub fn score(
     engine: &mut Engine,
     store: &ParameterStore,
     document: &[u32],
-    window: usize,
+    windows: Windows,
     limit: u64,
 ) -> Result<LossSum> {
-    ensure!(window > 0, "a window needs at least one target");
+    let Windows { window, stride } = windows;
+    ensure!(stride > 0 && stride <= window, "the stride must be between 1 and the window");
     let targets = (document.len().saturating_sub(1) as u64).min(limit) as usize;
     let mut total = LossSum::default();
-    let whole = targets / window;
     let rows_at_once = (TOKENS_AT_ONCE / window).max(1);
-    let mut row = 0;
-    while row < whole {
-        let rows = rows_at_once.min(whole - row);
-        let range = row * window..(row + rows) * window;
-        let (inputs, targets) = (&document[range.clone()], &document[range.start + 1..=range.end]);
-        total += engine.loss(store, Batch { inputs, targets, rows, documents: Documents::Whole })?;
-        row += rows;
-    }
-    let rest = whole * window..targets;
-    if !rest.is_empty() {
-        let (inputs, targets) = (&document[rest.clone()], &document[rest.start + 1..=rest.end]);
-        total += engine.loss(store, Batch { inputs, targets, rows: 1, documents: Documents::Whole })?;
+    let (mut begin, mut scored) = (0, 0);
+    while scored < targets {
+        // Rows of one length go together; the document's last window may be alone and shorter.
+        let (mut inputs, mut wanted, mut rows) = (Vec::new(), Vec::new(), 0);
+        let time = window.min(targets - begin);
+        while rows < rows_at_once && scored < targets && window.min(targets - begin) == time {
+            inputs.extend_from_slice(&document[begin..begin + time]);
+            let masked = scored - begin;
+            wanted.extend(std::iter::repeat_n(IGNORE, masked));
+            wanted.extend_from_slice(&document[begin + masked + 1..=begin + time]);
+            scored = begin + time;
+            begin += stride;
+            rows += 1;
+        }
+        total += engine.loss(store, Batch { inputs: &inputs, targets: &wanted, rows, documents: Documents::Whole })?;
     }
     Ok(total)
 }

@@ -5,7 +5,7 @@ pub mod sampling;
 pub mod stop;
 pub mod text;
 
-pub use complete::{Completion, End, Flow, Limits, complete};
+pub use complete::{Completion, End, Flow, Limits, complete, complete_in_turn};
 pub use sampling::{Sampler, SamplingError, SamplingOptions};
 pub use stop::{Scanned, StopScanner};
 pub use text::{SpecialTokens, TextStream};

@@ -44,6 +44,11 @@ impl Estimate {
     }
 }
 
+/// A number with about five significant digits, small ones with an exponent.
+pub fn short(value: f64) -> String {
+    if value != 0.0 && value.abs() < 0.01 { format!("{value:.2e}") } else { format!("{value:.4}") }
+}
+
 /// What an interval says about a difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -97,6 +102,11 @@ mod tests {
         assert_eq!(Estimate::of(&[3.0, f64::NAN]), None);
         assert_eq!(Estimate::of(&[1.0, 1.1, 0.9]).map(|e| e.verdict()), Some(Verdict::Above));
         Ok(())
+    }
+
+    #[test]
+    fn small_numbers_keep_their_digits() {
+        assert_eq!([0.0, 5.98765, -0.5, 0.000123456].map(short), ["0.0000", "5.9877", "-0.5000", "1.23e-4"]);
     }
 
     #[test]

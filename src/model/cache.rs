@@ -13,6 +13,8 @@ pub struct KeyValueCache {
     width: usize,
     /// [B]: positions filled.
     lengths: Vec<usize>,
+    /// The sequences that a decoding step extends, in the order of its rows.
+    extended: Vec<usize>,
 }
 
 impl KeyValueCache {
@@ -25,6 +27,7 @@ impl KeyValueCache {
             capacity,
             width,
             lengths: vec![0; batch],
+            extended: (0..batch).collect(),
         }
     }
 
@@ -43,6 +46,18 @@ impl KeyValueCache {
         self.lengths[sequence] = 0;
     }
 
+    /// From now on a decoding step takes one token for each of these sequences, in this order (at first: for all).
+    pub fn extend_only(&mut self, sequences: &[usize]) {
+        assert!(sequences.iter().all(|&sequence| sequence < self.lengths.len()), "a sequence outside the cache");
+        self.extended.clear();
+        self.extended.extend_from_slice(sequences);
+    }
+
+    /// Where the newest position of each extended sequence stands, row by row: (sequence, position).
+    pub(super) fn newest(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+        self.extended.iter().map(|&sequence| (sequence, self.lengths[sequence] - 1))
+    }
+
     /// Makes room for a prompt of `length` positions in an emptied sequence.
     ///
     /// # Errors
@@ -54,15 +69,15 @@ impl KeyValueCache {
         Ok(())
     }
 
-    /// Makes room for one more position in each of `sequences` sequences.
+    /// Makes room for one more position in each of the `rows` extended sequences.
     ///
     /// # Errors
     /// When a sequence is full; nothing changes then.
-    pub(super) fn lengthen(&mut self, sequences: usize) -> Result<()> {
-        assert_eq!(sequences, self.lengths.len(), "a decoding step takes one token a sequence");
-        let full = self.lengths.iter().any(|&length| length >= self.capacity);
+    pub(super) fn lengthen(&mut self, rows: usize) -> Result<()> {
+        assert_eq!(rows, self.extended.len(), "a decoding step takes one token a sequence");
+        let full = self.extended.iter().any(|&sequence| self.lengths[sequence] >= self.capacity);
         ensure!(!full, "a sequence has reached the end of the context");
-        self.lengths.iter_mut().for_each(|length| *length += 1);
+        self.extended.iter().for_each(|&sequence| self.lengths[sequence] += 1);
         Ok(())
     }
 
@@ -76,6 +91,6 @@ impl KeyValueCache {
     /// What the newest positions of a layer attend to.
     pub(super) fn layer(&self, layer: usize) -> attention::Cache<'_> {
         let (keys, values) = (&self.keys[layer], &self.values[layer]);
-        attention::Cache { keys, values, capacity: self.capacity, lengths: &self.lengths }
+        attention::Cache { keys, values, capacity: self.capacity, sequences: &self.extended, lengths: &self.lengths }
     }
 }

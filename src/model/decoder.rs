@@ -5,26 +5,39 @@ use super::llama::LlamaCpu;
 use super::{KeyValueCache, ModelShape};
 use crate::config::Recompute;
 use crate::ops::product::Precision;
-use crate::params::Layout;
+use crate::params::{Layout, Weights};
 use anyhow::Result;
 use std::sync::Arc;
 
-/// Either architecture's CPU engine, as generation uses it: in f32.
+/// Either architecture's CPU engine, as generation and scoring use it.
 pub enum Decoder {
     Gpt2(Box<Gpt2Cpu>),
     Llama(Box<LlamaCpu>),
 }
 
 impl Decoder {
+    /// One that generates in f32.
     pub fn new(shape: &ModelShape, layout: &Arc<Layout>) -> Self {
+        Self::with_precision(shape, layout, Precision::F32)
+    }
+
+    /// One that generates.
+    pub fn with_precision(shape: &ModelShape, layout: &Arc<Layout>, precision: Precision) -> Self {
+        // A GPT-2's keys and values are read from what the blocks keep.
+        Self::with_memory(shape, layout, precision, Recompute::None)
+    }
+
+    /// One for [`Self::logits_at`] alone: its blocks keep nothing.
+    pub fn for_scoring(shape: &ModelShape, layout: &Arc<Layout>, precision: Precision) -> Self {
+        Self::with_memory(shape, layout, precision, Recompute::Block)
+    }
+
+    fn with_memory(shape: &ModelShape, layout: &Arc<Layout>, precision: Precision, gpt2: Recompute) -> Self {
         let layout = Arc::clone(layout);
         match shape {
-            // Its keys and values are read from what the blocks keep.
-            ModelShape::Gpt2(config) => {
-                Self::Gpt2(Box::new(Gpt2Cpu::new(config.clone(), layout, Recompute::None, Precision::F32)))
-            }
+            ModelShape::Gpt2(config) => Self::Gpt2(Box::new(Gpt2Cpu::new(config.clone(), layout, gpt2, precision))),
             ModelShape::Llama(config) => {
-                Self::Llama(Box::new(LlamaCpu::new(config.clone(), layout, Recompute::Block, Precision::F32)))
+                Self::Llama(Box::new(LlamaCpu::new(config.clone(), layout, Recompute::Block, precision)))
             }
         }
     }
@@ -56,18 +69,19 @@ impl Decoder {
     ///
     /// # Errors
     /// When the prompt is empty, longer than the cache, or holds an id outside the vocabulary.
-    pub fn prefill(
+    pub fn prefill<'a>(
         &mut self,
-        weights: &[f32],
+        weights: impl Into<Weights<'a>>,
         cache: &mut KeyValueCache,
         place: usize,
         prompt: &[u32],
         logits: &mut [f32],
     ) -> Result<()> {
+        let weights = weights.into();
         // Inside the pool: an operation called from outside would wake it up each time.
         rayon::scope(|_| match self {
-            Self::Gpt2(model) => model.prefill(weights.into(), cache, place, prompt, logits),
-            Self::Llama(model) => model.prefill(weights.into(), cache, place, prompt, logits),
+            Self::Gpt2(model) => model.prefill(weights, cache, place, prompt, logits),
+            Self::Llama(model) => model.prefill(weights, cache, place, prompt, logits),
         })
     }
 
@@ -75,24 +89,34 @@ impl Decoder {
     ///
     /// # Errors
     /// When a sequence is full, or an id lies outside the vocabulary.
-    pub fn decode(
+    pub fn decode<'a>(
         &mut self,
-        weights: &[f32],
+        weights: impl Into<Weights<'a>>,
         cache: &mut KeyValueCache,
         tokens: &[u32],
         logits: &mut [f32],
     ) -> Result<()> {
+        let weights = weights.into();
         rayon::scope(|_| match self {
-            Self::Gpt2(model) => model.decode(weights.into(), cache, tokens, logits),
-            Self::Llama(model) => model.decode(weights.into(), cache, tokens, logits),
+            Self::Gpt2(model) => model.decode(weights, cache, tokens, logits),
+            Self::Llama(model) => model.decode(weights, cache, tokens, logits),
         })
     }
 
     /// Logits [rows * time, V] of every position of whole sequences.
-    pub fn logits(&mut self, weights: &[f32], inputs: &[u32], rows: usize) -> Result<Vec<f32>> {
+    pub fn logits<'a>(&mut self, weights: impl Into<Weights<'a>>, inputs: &[u32], rows: usize) -> Result<Vec<f32>> {
+        let weights = weights.into();
         rayon::scope(|_| match self {
-            Self::Gpt2(model) => model.logits(weights.into(), inputs, rows),
-            Self::Llama(model) => model.logits(weights.into(), inputs, rows),
+            Self::Gpt2(model) => model.logits(weights, inputs, rows),
+            Self::Llama(model) => model.logits(weights, inputs, rows),
+        })
+    }
+
+    /// Logits [places.len(), V] of some positions of whole sequences: `places` counts in [rows * time].
+    pub fn logits_at(&mut self, weights: Weights, inputs: &[u32], rows: usize, places: &[usize]) -> Result<Vec<f32>> {
+        rayon::scope(|_| match self {
+            Self::Gpt2(model) => model.logits_at(weights, inputs, rows, places),
+            Self::Llama(model) => model.logits_at(weights, inputs, rows, places),
         })
     }
 }

@@ -4,6 +4,7 @@ use super::gpt2::{Gpt2Cpu, Gpt2Generic};
 use super::llama::{LlamaCpu, LlamaGeneric};
 use super::{Batch, Labels, LossSum, ModelShape};
 use crate::config::Recompute;
+use crate::ops::dropout::Draw;
 use crate::ops::product::Precision;
 use crate::params::{Layout, ParameterStore};
 use anyhow::Result;
@@ -43,6 +44,27 @@ impl Engine {
                 let parameters = config.parameters(layout);
                 Self::LlamaGeneric(Box::new(LlamaGeneric { config: config.clone(), parameters }))
             }
+        }
+    }
+
+    /// Drops numbers with this probability in training; the fall-back of other devices has no dropout.
+    pub fn set_dropout(&mut self, probability: f64) {
+        match self {
+            Self::Gpt2(model) => model.model.dropout = probability,
+            Self::Llama(model) => model.model.dropout = probability,
+            Self::Gpt2Generic(_) | Self::LlamaGeneric(_) => {
+                assert_eq!(probability, 0.0, "the fall-back has no dropout, as the commands check")
+            }
+        }
+    }
+
+    /// What dropout draws in the next calls of [`Self::gradients`]; an evaluation never drops anything.
+    pub fn draw(&mut self, draw: Draw) {
+        match self {
+            Self::Gpt2(model) => model.draw = Some(draw),
+            Self::Llama(model) => model.draw = Some(draw),
+            // Without dropout.
+            Self::Gpt2Generic(_) | Self::LlamaGeneric(_) => {}
         }
     }
 

@@ -1,6 +1,7 @@
 //! The size of a micro-batch, and where its tokens stand.
 
 use crate::ops::attention::Documents;
+use crate::ops::dropout::Draw;
 
 /// Rows and length of a micro-batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -22,6 +23,8 @@ pub struct Rows<'a> {
     /// [R]: where each token stands in its document, R = rows * time.
     pub positions: &'a [u32],
     pub documents: Documents<'a>,
+    /// What dropout draws; `None`: nothing is dropped.
+    pub draw: Option<Draw>,
 }
 
 /// Makes `positions` [R] say where each token stands in its document.

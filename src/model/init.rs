@@ -1,24 +1,34 @@
 //! Initial weights, by GPT-2's rule, which both architectures follow.
 
-use crate::params::Layout;
+use crate::params::Parameter;
 use crate::random::{Stream, fill_normal, generator};
+use rand_chacha::ChaCha8Rng;
 
 /// Deviation of matrices and embeddings.
 const DEVIATION: f64 = 0.02;
 
-/// Fills `weights` (a flat storage of `layout`) from `seed`.
+/// Gives one parameter after the other, in the layout's order, its initial numbers.
 ///
 /// N(0, 0.02) for matrices and embeddings, 0.02 / sqrt(2 n_layer) for the projections that write to the residual stream
 /// (names that end as `residual_projections` say), zeros for biases, ones for norms (Radford et al. 2019; OpenAI's code;
 /// llm.c).
-pub fn initialize(layout: &Layout, n_layer: usize, residual_projections: &[&str], seed: u64, weights: &mut [f32]) {
-    let mut generator = generator(seed, Stream::Init);
-    let residual = DEVIATION / ((2 * n_layer) as f64).sqrt();
-    for parameter in layout.parameters() {
-        let numbers = &mut weights[parameter.range()];
+pub struct Initializer<'a> {
+    generator: ChaCha8Rng,
+    residual_deviation: f64,
+    residual_projections: &'a [&'a str],
+}
+
+impl<'a> Initializer<'a> {
+    pub fn new(n_layer: usize, residual_projections: &'a [&'a str], seed: u64) -> Self {
+        let residual_deviation = DEVIATION / ((2 * n_layer) as f64).sqrt();
+        Self { generator: generator(seed, Stream::Init), residual_deviation, residual_projections }
+    }
+
+    pub fn fill(&mut self, parameter: &Parameter, numbers: &mut [f32]) {
         if parameter.shape.len() >= 2 {
-            let writes_residual = residual_projections.iter().any(|name| parameter.name.ends_with(name));
-            fill_normal(&mut generator, if writes_residual { residual } else { DEVIATION }, numbers);
+            let writes_residual = self.residual_projections.iter().any(|name| parameter.name.ends_with(name));
+            let deviation = if writes_residual { self.residual_deviation } else { DEVIATION };
+            fill_normal(&mut self.generator, deviation, numbers);
         } else {
             numbers.fill(if parameter.name.ends_with(".weight") { 1.0 } else { 0.0 });
         }

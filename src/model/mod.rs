@@ -1,7 +1,10 @@
 //! The models: which parameters they have, and what a batch's loss and gradients are.
 
+pub mod adapter;
+mod base;
 mod cache;
 mod decoder;
+mod dropout;
 mod engine;
 mod extent;
 mod fall_back;
@@ -11,9 +14,11 @@ pub mod llama;
 #[cfg(test)]
 mod precision_tests;
 mod shape;
+mod stored;
 mod twin;
 pub mod weights;
 
+pub use base::{BaseSource, freeze_bytes, load_base};
 pub use cache::KeyValueCache;
 pub use decoder::Decoder;
 pub use engine::Engine;
@@ -21,6 +26,7 @@ pub use extent::Extent;
 pub use shape::ModelShape;
 
 pub use crate::ops::attention::Documents;
+pub use crate::ops::dropout::Draw;
 
 use crate::ops::cross_entropy;
 use rand_chacha::ChaCha8Rng;

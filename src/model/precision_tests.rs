@@ -65,3 +65,42 @@ fn products_on_the_bf16_copy_of_the_weights_give_the_bits_of_weights_rounded_on_
     }
     Ok(())
 }
+
+#[test]
+fn recomputed_blocks_give_the_same_bits_in_bf16_and_any_number_of_threads_does() -> Result<()> {
+    for shape in shapes() {
+        let results =
+            [(1, Recompute::None), (2, Recompute::Block), (7, Recompute::None)].map(|(threads, recompute)| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
+                let (loss, gradients) = pool.install(|| run(&shape, recompute, Precision::Bf16, true))?;
+                anyhow::Ok((loss.to_bits(), bits(&gradients)))
+            });
+        let [first, second, third] = results;
+        let first = first?;
+        assert!(first == second? && first == third?);
+    }
+    Ok(())
+}
+
+/// |a - b| / |b|
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    let square = |x: f32| f64::from(x).powi(2);
+    let difference: f64 = a.iter().zip(b).map(|(a, b)| square(a - b)).sum();
+    (difference / b.iter().map(|&b| square(b)).sum::<f64>()).sqrt()
+}
+
+#[test]
+fn in_bf16_the_loss_and_every_gradient_stay_near_those_in_f32() -> Result<()> {
+    for shape in shapes() {
+        let (exact_loss, exact) = run(&shape, Recompute::None, Precision::F32, false)?;
+        let (loss, gradients) = run(&shape, Recompute::None, Precision::Bf16, true)?;
+        assert!((loss - exact_loss).abs() < 2e-3 * exact_loss, "{loss} {exact_loss}");
+        for parameter in Layout::new(shape.parameter_specs()).parameters() {
+            // Keys move all scores of a row alike but for the differences between positions: their bias has no gradient.
+            let error = distance(&gradients[parameter.range()], &exact[parameter.range()]);
+            // bf16 has 8 bits, so an operand is off by up to 2^-9 of itself; errors of several layers add up.
+            assert!(error < 0.02, "{}: {error}", parameter.name);
+        }
+    }
+    Ok(())
+}

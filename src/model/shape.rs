@@ -1,13 +1,15 @@
 //! The shape of a model of either architecture: what the rest of the program needs to know of it.
 
 use super::gpt2::{self, Gpt2Config, Gpt2Cpu};
-use super::init;
+use super::init::Initializer;
 use super::llama::{self, LlamaConfig, LlamaCpu};
-use super::weights::NamePrefix;
-use super::{Extent, Head, TextMarks};
+use super::weights::{self, NamePrefix, StoredModel};
+use super::{Batch, Extent, Head, TextMarks};
 use crate::config::{Architecture, Recompute};
+use crate::ops::product::Precision;
 use crate::params::{Layout, ParameterSpec};
 use anyhow::Result;
+use candle_core::Tensor;
 use serde_json::Value;
 use std::path::PathBuf;
 
@@ -48,6 +50,15 @@ impl ModelShape {
         }
     }
 
+    /// The sum of the losses of a batch from candle primitives, a function of `tensors`, the parameters in the layout's
+    /// order and in any one dtype; and the number of its targets.
+    pub fn twin_loss(&self, layout: &Layout, tensors: &[Tensor], batch: Batch) -> candle_core::Result<(Tensor, u64)> {
+        match self {
+            Self::Gpt2(config) => gpt2::twin::loss(config, layout, tensors, batch),
+            Self::Llama(config) => llama::twin::loss(config, layout, tensors, batch),
+        }
+    }
+
     /// Every parameter under its Hugging Face name.
     pub fn parameter_specs(&self) -> Vec<ParameterSpec> {
         match self {
@@ -84,13 +95,22 @@ impl ModelShape {
     /// N counts the parameters that multiply: without a position table, and of the two matrices of an untied vocabulary
     /// the head alone (PaLM, Chowdhery et al. 2022, appendix B).
     pub fn flops_per_token(&self, time: usize) -> f64 {
+        self.flops(6.0, time)
+    }
+
+    /// As [`Self::flops_per_token`], for a frozen model whose weights need no gradient: 4N + 12 L H Q T.
+    pub fn flops_per_token_frozen(&self, time: usize) -> f64 {
+        self.flops(4.0, time)
+    }
+
+    fn flops(&self, of_a_weight: f64, time: usize) -> f64 {
         let count = Layout::new(self.parameter_specs()).count();
         let table = |head: Head, len: usize| if head == Head::Untied { len } else { 0 };
         let (layers, mixed_width, looked_up) = match self {
             Self::Gpt2(c) => (c.n_layer, c.n_embd, c.n_positions * c.n_embd + table(c.head, c.vocab_size * c.n_embd)),
             Self::Llama(c) => (c.n_layer, c.n_head * c.head_dim, table(c.head, c.vocab_size * c.n_embd)),
         };
-        6.0 * (count - looked_up) as f64 + 12.0 * (layers * mixed_width * time) as f64
+        of_a_weight * (count - looked_up) as f64 + 12.0 * (layers * mixed_width * time) as f64
     }
 
     /// One line for people: architecture, sizes.
@@ -107,32 +127,45 @@ impl ModelShape {
         format!("{heads}, context {}, vocabulary {}", self.n_positions(), self.vocab_size())
     }
 
-    /// Bytes of working memory of a training step on `rows` rows of `time` tokens on the CPU.
-    pub fn working_bytes(&self, rows: usize, time: usize, recompute: Recompute) -> usize {
+    /// Bytes of working memory of a training step on the CPU.
+    pub fn working_bytes(&self, extent: Extent, recompute: Recompute, precision: Precision) -> usize {
         match self {
-            Self::Gpt2(config) => Gpt2Cpu::working_bytes(config, rows, time, recompute),
-            Self::Llama(config) => LlamaCpu::working_bytes(config, Extent { rows, time }, recompute),
+            Self::Gpt2(config) => Gpt2Cpu::working_bytes(config, extent, recompute, precision),
+            Self::Llama(config) => LlamaCpu::working_bytes(config, extent, recompute, precision),
         }
     }
 
     /// Fills `weights` (a flat storage of `layout`, which is this shape's) with initial weights drawn from `seed`.
     pub fn initialize(&self, layout: &Layout, seed: u64, weights: &mut [f32]) {
-        match self {
-            Self::Gpt2(config) => init::initialize(layout, config.n_layer, &["c_proj.weight"], seed, weights),
-            Self::Llama(config) => {
-                init::initialize(layout, config.n_layer, &["o_proj.weight", "down_proj.weight"], seed, weights);
-            }
+        let mut initializer = self.initializer(seed);
+        for parameter in layout.parameters() {
+            initializer.fill(parameter, &mut weights[parameter.range()]);
         }
     }
 
-    /// Fills `weights` (a flat storage of `layout`, which is this shape's) from weight files in the hub's layout.
+    /// What gives every parameter, in the layout's order, its initial numbers.
+    pub(super) fn initializer(&self, seed: u64) -> Initializer<'static> {
+        match self {
+            Self::Gpt2(config) => Initializer::new(config.n_layer, &["c_proj.weight"], seed),
+            Self::Llama(config) => Initializer::new(config.n_layer, &["o_proj.weight", "down_proj.weight"], seed),
+        }
+    }
+
+    /// Fills `numbers` (a flat storage of `layout`, which is this shape's) from weight files in the hub's layout.
     ///
     /// # Errors
     /// When a file is torn, a parameter is missing or of another shape, a number is not finite, or a tensor is left over.
-    pub fn load(&self, layout: &Layout, files: &[PathBuf], weights: &mut [f32]) -> Result<()> {
+    pub fn load(&self, layout: &Layout, files: &[PathBuf], numbers: &mut [f32]) -> Result<()> {
+        weights::each_exactly(layout, self.stored(layout, files)?, |parameter, place| {
+            weights::read(&parameter.name, place, &mut numbers[parameter.range()])
+        })
+    }
+
+    /// Every parameter's place in weight files in the hub's layout.
+    pub(super) fn stored(&self, layout: &Layout, files: &[PathBuf]) -> Result<StoredModel> {
         match self {
-            Self::Gpt2(config) => gpt2::load(config, layout, files, weights),
-            Self::Llama(config) => llama::load(config, layout, files, weights),
+            Self::Gpt2(config) => gpt2::stored(config, layout, files),
+            Self::Llama(config) => llama::stored(config, layout, files),
         }
     }
 

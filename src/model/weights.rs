@@ -2,7 +2,7 @@
 //!
 //! Reading goes through the file's header and then one tensor at a time, so a model is never twice in memory.
 
-use crate::params::Layout;
+use crate::params::{FrozenTensor, Layout, Parameter};
 use anyhow::{Context, Result, bail, ensure};
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, Metadata, TensorView};
@@ -106,12 +106,51 @@ fn header(path: &Path) -> Result<(Metadata, u64)> {
     Ok((metadata, data_start))
 }
 
-/// Reads one tensor as f32 into `out` and refuses what is not finite.
-pub fn read(name: &str, stored: &Stored, out: &mut [f32]) -> Result<()> {
+/// Reads one tensor's bytes.
+fn read_bytes(name: &str, stored: &Stored) -> Result<Vec<u8>> {
     let mut file = File::open(&stored.file).with_context(|| format!("cannot open {}", stored.file.display()))?;
     file.seek(SeekFrom::Start(stored.start))?;
     let mut bytes = vec![0u8; stored.bytes];
     file.read_exact(&mut bytes).with_context(|| format!("cannot read {name} from {}", stored.file.display()))?;
+    Ok(bytes)
+}
+
+/// Reads one tensor as it is stored, without widening it; what is not finite is refused.
+pub fn read_as_stored(name: &str, stored: &Stored) -> Result<FrozenTensor> {
+    let expected = stored.shape.iter().product::<usize>() * 2;
+    let tensor = match stored.dtype {
+        Dtype::BF16 | Dtype::F16 => {
+            let bytes = read_bytes(name, stored)?;
+            ensure!(bytes.len() == expected, "{name} has {} bytes, expected {expected}", bytes.len());
+            let halves = bytes.as_chunks().0.iter();
+            if stored.dtype == Dtype::BF16 {
+                FrozenTensor::Bf16(halves.map(|bytes| bf16::from_le_bytes(*bytes)).collect())
+            } else {
+                FrozenTensor::F16(halves.map(|bytes| f16::from_le_bytes(*bytes)).collect())
+            }
+        }
+        _ => {
+            let mut numbers = vec![0.0; stored.shape.iter().product()];
+            read(name, stored, &mut numbers)?;
+            return Ok(FrozenTensor::F32(numbers));
+        }
+    };
+    let place = match &tensor {
+        FrozenTensor::Bf16(numbers) => numbers.iter().position(|x| !x.is_finite()),
+        FrozenTensor::F16(numbers) => numbers.iter().position(|x| !x.is_finite()),
+        FrozenTensor::F32(_) | FrozenTensor::Nf4(_) => None,
+    };
+    match place {
+        Some(place) => {
+            bail!("{name} in {} is not finite at element {place}: these weights are poisoned", stored.file.display())
+        }
+        None => Ok(tensor),
+    }
+}
+
+/// Reads one tensor as f32 into `out` and refuses what is not finite.
+pub fn read(name: &str, stored: &Stored, out: &mut [f32]) -> Result<()> {
+    let bytes = read_bytes(name, stored)?;
     let numbers = |width: usize| -> Result<()> {
         ensure!(bytes.len() == width * out.len(), "{name} has {} bytes, expected {}", bytes.len(), width * out.len());
         Ok(())
@@ -152,6 +191,15 @@ pub fn read(name: &str, stored: &Stored, out: &mut [f32]) -> Result<()> {
 
 /// Fills `weights` (a flat storage of `layout`) from `stored`, which must hold every parameter in its shape.
 pub fn load(layout: &Layout, stored: &BTreeMap<String, Stored>, weights: &mut [f32]) -> Result<()> {
+    each(layout, stored, |parameter, place| read(&parameter.name, place, &mut weights[parameter.range()]))
+}
+
+/// Calls `task` with every parameter and its place, in the layout's order; `stored` must hold all in their shapes.
+fn each(
+    layout: &Layout,
+    stored: &BTreeMap<String, Stored>,
+    mut task: impl FnMut(&Parameter, &Stored) -> Result<()>,
+) -> Result<()> {
     let missing: Vec<&str> =
         layout.parameters().iter().map(|p| p.name.as_str()).filter(|name| !stored.contains_key(*name)).collect();
     if let Some(first) = missing.first() {
@@ -171,31 +219,38 @@ pub fn load(layout: &Layout, stored: &BTreeMap<String, Stored>, weights: &mut [f
             place.shape,
             parameter.shape
         );
-        read(&parameter.name, place, &mut weights[parameter.range()])?;
+        task(parameter, place)?;
     }
     Ok(())
 }
 
-/// As [`load`], for a complete model: what is left over is refused, and where the head is tied (to the parameter
-/// `tied_to`), a `lm_head.weight` in the files must equal it.
-pub fn load_exactly(
+/// A complete model's tensors by the names of its layout, and the parameter that the head is tied to, if it is.
+pub struct StoredModel {
+    pub tensors: BTreeMap<String, Stored>,
+    pub tied_to: Option<usize>,
+}
+
+/// Calls `task` with every parameter of a complete model and its place: what is left over is refused, and where the head
+/// is tied, a `lm_head.weight` in the files must equal the parameter that it is tied to.
+pub fn each_exactly(
     layout: &Layout,
-    mut stored: BTreeMap<String, Stored>,
-    tied_to: Option<usize>,
-    weights: &mut [f32],
+    model: StoredModel,
+    task: impl FnMut(&Parameter, &Stored) -> Result<()>,
 ) -> Result<()> {
+    let StoredModel { tensors: mut stored, tied_to } = model;
     let tied = tied_to.and_then(|index| stored.remove(HEAD).map(|head| (&layout.parameters()[index], head)));
     let foreign: Vec<&str> = stored.keys().map(String::as_str).filter(|name| layout.index_of(name).is_none()).collect();
     if let Some(first) = foreign.first() {
         bail!("the weights hold {first} (and {} more), which is no parameter of this model", foreign.len() - 1);
     }
-    load(layout, &stored, weights)?;
+    each(layout, &stored, task)?;
     let Some((embedding, place)) = tied else { return Ok(()) };
     ensure!(place.shape == embedding.shape, "{HEAD} has shape {:?}, expected {:?}", place.shape, embedding.shape);
-    let mut head = vec![0.0; embedding.len];
+    let [mut head, mut table] = [(); 2].map(|()| vec![0.0; embedding.len]);
     read(HEAD, &place, &mut head)?;
+    read(&embedding.name, &stored[&embedding.name], &mut table)?;
     ensure!(
-        head == weights[embedding.range()],
+        head == table,
         "the config says that the head is tied, but {HEAD} differs from {}; set \"tie_word_embeddings\": false in \
          config.json if the head is one of its own",
         embedding.name
@@ -212,15 +267,19 @@ pub enum NamePrefix {
     Transformer,
 }
 
+/// A parameter's name in a file.
+pub(super) fn prefixed(prefix: NamePrefix, name: &str) -> String {
+    match prefix {
+        NamePrefix::Transformer if name != HEAD => format!("transformer.{name}"),
+        _ => name.to_owned(),
+    }
+}
+
 /// Writes every parameter of `layout` under its name, with the metadata that transformers expects.
 pub fn write(path: &Path, layout: &Layout, weights: &[f32], prefix: NamePrefix) -> Result<()> {
     let tensors = layout.parameters().iter().map(|parameter| {
         let bytes: &[u8] = bytemuck::cast_slice(&weights[parameter.range()]);
-        let name = match prefix {
-            NamePrefix::Transformer if parameter.name != HEAD => format!("transformer.{}", parameter.name),
-            _ => parameter.name.clone(),
-        };
-        Ok((name, TensorView::new(Dtype::F32, parameter.shape.clone(), bytes)?))
+        Ok((prefixed(prefix, &parameter.name), TensorView::new(Dtype::F32, parameter.shape.clone(), bytes)?))
     });
     let tensors = tensors.collect::<Result<Vec<_>>>()?;
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);

@@ -1,6 +1,6 @@
 //! Every operation that training needs, forward and backward, one folder an operation: contract, reference, fast paths.
 //!
-//! Matrices are row-major f32 slices. A caller owns every buffer: results and scratch (its length from the operation's
+//! Matrices are row-major slices, f32 but for activations that may be bf16 ([`Values`]). A caller owns every buffer: results and scratch (its length from the operation's
 //! `scratch_len`), so that nothing is allocated in the steady state. Results do not depend on the number of threads.
 //! Operations spread their work over the global rayon pool themselves: call them from one thread, best from inside the
 //! pool (`rayon::scope`), which saves a wake-up each.
@@ -13,9 +13,12 @@ pub mod attention;
 pub mod batch_norm;
 pub mod convolution;
 pub mod cross_entropy;
+pub mod dropout;
 pub mod embedding;
 pub mod layer_norm;
 pub mod linear;
+pub mod lora;
+pub mod nf4;
 pub mod product;
 pub mod profile;
 pub mod rms_norm;
@@ -27,8 +30,10 @@ mod pytorch;
 mod simd;
 #[cfg(test)]
 mod testing;
+mod values;
 
 pub use product::Into;
+pub use values::{Number, Values, ValuesMut};
 
 /// Where a gradient goes, and what becomes of what stands there.
 pub struct Gradient<'a> {

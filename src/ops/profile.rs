@@ -16,11 +16,12 @@ pub enum Part {
     AttentionBackward,
     Activation,
     Head,
+    Adapters,
     Optimizer,
 }
 
 impl Part {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Embedding,
         Self::Norm,
         Self::LinearForward,
@@ -30,6 +31,7 @@ impl Part {
         Self::AttentionBackward,
         Self::Activation,
         Self::Head,
+        Self::Adapters,
         Self::Optimizer,
     ];
 
@@ -45,6 +47,7 @@ impl Part {
             Self::AttentionBackward => "attention, backward",
             Self::Activation => "activation",
             Self::Head => "head and loss",
+            Self::Adapters => "adapters",
             Self::Optimizer => "optimizer",
         }
     }

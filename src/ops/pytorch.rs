@@ -83,9 +83,10 @@ fn activations_give_pytorchs_numbers() {
     n.exact("result", &n.f64("x").iter().map(|&x| activation::reference::gelu(x)).collect::<Vec<_>>());
     let slope = |(&x, &dy): (&f64, &f64)| dy * activation::reference::gelu_slope(x);
     n.exact("dx", &n.f64("x").iter().zip(n.f64("dy")).map(slope).collect::<Vec<_>>());
-    let (x, mut dx, mut y) = (n.f32("x"), n.f32("dy"), vec![0.0; 24]);
+    let (x, dy) = (n.f32("x"), n.f32("dy"));
+    let [mut y, mut dx, mut again] = [(); 3].map(|()| vec![0.0; 24]);
     activation::gelu(&x, &mut y);
-    activation::gelu_backward(&x, &mut dx);
+    activation::gelu_backward(&x, &dy, &mut dx, &mut again);
     [("result", y), ("dx", dx)].iter().for_each(|(name, v)| n.near(name, v));
 
     let n = Numbers::of("swiglu");
@@ -98,9 +99,10 @@ fn activations_give_pytorchs_numbers() {
     let (dgate, dup): (Vec<_>, Vec<_>) = slopes.unzip();
     [("dgate", dgate), ("dup", dup)].iter().for_each(|(name, v)| n.exact(name, v));
     let [gate, up, dy] = ["gate", "up", "dy"].map(|name| n.f32(name));
-    let [mut y, mut dgate, mut dup] = [(); 3].map(|()| vec![0.0; 12]);
+    let [mut y, mut dgate, mut dup, mut again] = [(); 4].map(|()| vec![0.0; 12]);
     activation::swiglu(&gate, &up, &mut y);
-    activation::swiglu_backward(&gate, &up, &dy, &mut dgate, &mut dup);
+    let to = activation::SwigluGradients { dgate: (&mut dgate).into(), dup: (&mut dup).into(), y: (&mut again).into() };
+    activation::swiglu_backward(&gate, &up, &dy, to);
     [("result", y), ("dgate", dgate), ("dup", dup)].iter().for_each(|(name, v)| n.near(name, v));
 }
 
@@ -135,7 +137,7 @@ fn grouped_causal_attention_gives_pytorchs_numbers() {
     [("dq", dq), ("dk", dk), ("dv", dv)].iter().for_each(|(name, v)| n.exact(name, v));
 
     let [q, k, v, dy] = ["q", "k", "v", "dy"].map(|name| n.f32(name));
-    let inputs = attention::Inputs::Separate { q: &q, k: &k, v: &v };
+    let inputs = attention::Inputs::Separate { q: (&q).into(), k: (&k).into(), v: (&v).into() };
     let (mut y, mut log_sum_exp) = (vec![0.0; q.len()], vec![0.0; 40]);
     let mut scratch = vec![0.0; attention::scratch_len(shape)];
     attention::forward(
@@ -147,7 +149,12 @@ fn grouped_causal_attention_gives_pytorchs_numbers() {
         &mut log_sum_exp,
         &mut scratch,
     );
-    let saved = attention::Saved { inputs, documents: attention::Documents::Whole, y: &y, log_sum_exp: &log_sum_exp };
+    let saved = attention::Saved {
+        inputs,
+        pattern: attention::Documents::Whole.into(),
+        y: (&y).into(),
+        log_sum_exp: &log_sum_exp,
+    };
     let (mut dq, mut dk, mut dv) = (q.clone(), k.clone(), v.clone());
     let gradients = attention::InputGradients::Separate { dq: &mut dq, dk: &mut dk, dv: &mut dv };
     attention::backward(shape, shape.scale(), saved, &dy, gradients, &mut scratch);

@@ -4,6 +4,8 @@
 //! The three versions of a kernel round alike (no fused multiply-add, sums in lanes of [`LANES`] whatever the width of
 //! the registers), so that its result is the same, bit for bit, on every processor.
 
+use super::Number;
+
 /// Partial sums that a reduction keeps: the f32 lanes of the widest register.
 pub const LANES: usize = 16;
 
@@ -58,24 +60,25 @@ fn has_avx2() -> bool {
     is_x86_feature_detected!("avx2")
 }
 
-/// Defines a kernel: a function with one more argument, the [`Level`], that runs the version for that set.
+/// Defines a kernel: a function with one more argument, the [`Level`], that runs the version for that set. Its type
+/// parameters are kinds of [`Number`](super::Number).
 macro_rules! kernel {
-    ($(#[$attribute:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
+    ($(#[$attribute:meta])* $visibility:vis fn $name:ident$(<$($number:ident),+>)?($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
         $(#[$attribute])*
         #[allow(clippy::too_many_arguments, reason = "a kernel's operands are its arguments")]
-        $visibility fn $name(level: $crate::ops::simd::Level, $($argument: $type),*) $(-> $result)? {
+        $visibility fn $name$(<$($number: $crate::ops::Number),+>)?(level: $crate::ops::simd::Level, $($argument: $type),*) $(-> $result)? {
             #[inline(always)]
-            fn portable($($argument: $type),*) $(-> $result)? $body
+            fn portable$(<$($number: $crate::ops::Number),+>)?($($argument: $type),*) $(-> $result)? $body
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2")]
-            fn avx2($($argument: $type),*) $(-> $result)? {
+            fn avx2$(<$($number: $crate::ops::Number),+>)?($($argument: $type),*) $(-> $result)? {
                 portable($($argument),*)
             }
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl")]
-            fn avx512($($argument: $type),*) $(-> $result)? {
+            fn avx512$(<$($number: $crate::ops::Number),+>)?($($argument: $type),*) $(-> $result)? {
                 portable($($argument),*)
             }
 
@@ -125,16 +128,16 @@ pub fn sum_of(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
 
 /// Sum of the products of two vectors of equal length, in lanes.
 #[inline(always)]
-pub fn dot(x: &[f32], y: &[f32]) -> f32 {
+pub fn dot<N: Number>(x: &[N], y: &[f32]) -> f32 {
     let mut lanes = [0.0f32; LANES];
     let ((x, x_tail), (y, y_tail)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
     for (x, y) in x.iter().zip(y) {
         for i in 0..LANES {
-            lanes[i] += x[i] * y[i];
+            lanes[i] += x[i].widen() * y[i];
         }
     }
     for ((lane, x), y) in lanes.iter_mut().zip(x_tail).zip(y_tail) {
-        *lane += x * y;
+        *lane += x.widen() * y;
     }
     lanes_sum(lanes)
 }

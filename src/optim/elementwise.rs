@@ -15,8 +15,8 @@ use super::cuda::{OnDevice, Passes, Task};
 use super::gate::{GateScope, GateSettings, GateSource, clip_factor, gate};
 use super::kernel::{self, Level, Measure, Rule, Sums};
 use super::{GradientSource, OptimError, Optimizer, OptimizerState, StepInput, StepReport, groups, non_finite};
-use crate::params::{Layout, ParameterStore, slice, slice_mut};
-use candle_core::{DType, Device, Tensor};
+use crate::params::{Layout, ParameterStore, slice, slice_mut, zeros_on};
+use candle_core::{Device, Tensor};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -143,7 +143,7 @@ impl<const N: usize, M: Method<N>> Elementwise<N, M> {
     ) -> Result<Self, OptimError> {
         let mut states = Vec::with_capacity(N);
         for _ in 0..N {
-            states.push(Tensor::zeros(layout.len(), DType::F32, device)?);
+            states.push(zeros_on(layout.len(), device)?);
         }
         let Ok(states) = <[Tensor; N]>::try_from(states) else {
             return Err(OptimError::State(format!("{N} tensors were expected")));

@@ -6,8 +6,9 @@
 //! (a product of two f32 is exact in f64, so the sums would not change by it). What the update pass writes, it has just
 //! read, so stores around the cache would save nothing.
 
-use crate::ops::product::to_bf16;
+use crate::ops::Number;
 use crate::params::WeightsMut;
+use half::bf16;
 use rayon::prelude::*;
 use std::array;
 use std::ops::Range;
@@ -211,7 +212,7 @@ fn update_body<const N: usize, R: Rule<N>>(
         *weight = new_weight;
         // There are either as many blocks of bf16 as of weights, or none.
         if let Some(rounded) = rounded_blocks.get_mut(index) {
-            *rounded = new_weight.map(to_bf16);
+            rounded.iter_mut().zip(&new_weight).for_each(|(rounded, &weight)| *rounded = bf16::round(weight));
         }
         for k in 0..N {
             state_blocks[k][index] = after[k];
@@ -221,7 +222,7 @@ fn update_body<const N: usize, R: Rule<N>>(
     let before: [[f32; LANES]; N] = array::from_fn(|k| padded(state_tails[k]));
     let (new_weight, after) = apply_block(rule, &padded(gradient_tail), &padded(weight_tail), &before);
     weight_tail.copy_from_slice(&new_weight[..rest]);
-    rounded_tail.iter_mut().zip(new_weight).for_each(|(rounded, weight)| *rounded = to_bf16(weight));
+    rounded_tail.iter_mut().zip(new_weight).for_each(|(rounded, weight)| *rounded = bf16::round(weight));
     for (tail, block) in state_tails.iter_mut().zip(&after) {
         tail.copy_from_slice(&block[..rest]);
     }
@@ -347,7 +348,6 @@ pub(super) fn update<const N: usize, R: Rule<N>>(
 mod tests {
     use super::*;
     use crate::random::{Stream, fill_normal, generator};
-    use half::bf16;
 
     /// A rule that divides, takes roots and compares, and makes something of nothing.
     #[derive(Clone, Copy)]

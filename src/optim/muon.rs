@@ -20,8 +20,8 @@ use super::gate::{GateScope, GateSettings, GateSource, clip_factor, gate};
 use super::kernel::{self, Level, Measure};
 use super::{GradientSource, OptimError, Optimizer, OptimizerState, StepInput, StepReport, groups, non_finite, whole};
 use crate::ops::product::{Into, Operand, Size, Threads, multiply, narrow};
-use crate::params::{Layout, Parameter, ParameterStore, WeightsMut, slice, slice_mut};
-use candle_core::{DType, Device, Tensor};
+use crate::params::{Layout, Parameter, ParameterStore, WeightsMut, slice, slice_mut, zeros_on};
+use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
@@ -113,8 +113,8 @@ impl Muon {
             gate: gate.filter(|gate| gate.beta3 > 0.0 && gate.alpha1 > 0.0),
             layout: layout.clone(),
             segments: segments(layout),
-            velocity: Tensor::zeros(layout.len(), DType::F32, device)?,
-            second_moment: Tensor::zeros(layout.len(), DType::F32, device)?,
+            velocity: zeros_on(layout.len(), device)?,
+            second_moment: zeros_on(layout.len(), device)?,
             step: 0,
             passes: MuonPasses::new(device)?,
         })

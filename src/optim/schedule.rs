@@ -14,6 +14,8 @@ pub enum Shape {
     Constant,
     /// Warm-up, stable, decay: the peak until the last `decay_ratio` of the horizon, then a line to the floor.
     Wsd { decay_ratio: f64 },
+    /// From the floor up to the peak, exponentially, over the whole horizon: a learning-rate range test.
+    RangeTest,
 }
 
 /// A schedule with its horizon.
@@ -29,7 +31,7 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    pub const NAMES: [&str; 4] = ["cosine", "linear", "constant", "wsd"];
+    pub const NAMES: [&str; 5] = ["cosine", "linear", "constant", "wsd", "range_test"];
 
     /// `decay_ratio` belongs to "wsd" alone, where it is 0.2 unless given.
     ///
@@ -48,6 +50,10 @@ impl Schedule {
             "linear" => Shape::Linear,
             "constant" => Shape::Constant,
             "wsd" => Shape::Wsd { decay_ratio: decay_ratio.unwrap_or(0.2) },
+            "range_test" if min_lr_ratio > 0.0 => Shape::RangeTest,
+            "range_test" => {
+                return refuse("min_lr_ratio", "a range test begins at min_lr_ratio, which must be above 0".into());
+            }
             _ => {
                 let hint = nearest(name, Self::NAMES);
                 return refuse("name", format!("no schedule is named {name:?}; {hint}"));
@@ -79,6 +85,10 @@ impl Schedule {
             Shape::Constant => peak,
             Shape::Cosine => floor + (peak - floor) * 0.5 * (1.0 + (PI * self.progress(step, self.warmup_steps)).cos()),
             Shape::Linear => peak + (floor - peak) * self.progress(step, self.warmup_steps),
+            Shape::RangeTest => {
+                let part = step as f64 / self.steps.saturating_sub(1).max(1) as f64;
+                floor * (peak / floor).powf(part.min(1.0))
+            }
             Shape::Wsd { decay_ratio } => {
                 let decay_steps = (decay_ratio * self.steps as f64).round() as u64;
                 let start = self.steps.saturating_sub(decay_steps).max(self.warmup_steps);
@@ -151,6 +161,17 @@ mod tests {
         assert!(close(wsd.lr(1.0, 90), 0.5));
         let all_decay = Schedule::new("wsd", 10, 0.0, 100, Some(1.0)).unwrap();
         assert!(close(all_decay.lr(1.0, 55), 0.5));
+    }
+
+    #[test]
+    fn a_range_test_climbs_by_equal_factors_from_the_floor_to_the_peak() {
+        let range = schedule("range_test", 0, 1e-4, 5);
+        let rates: Vec<f64> = (0..5).map(|step| range.lr(1.0, step)).collect();
+        assert!(
+            rates.iter().zip([1e-4, 1e-3, 1e-2, 1e-1, 1.0]).all(|(&a, b)| (a / b - 1.0).abs() < 1e-12),
+            "{rates:?}"
+        );
+        assert!(Schedule::new("range_test", 0, 0.0, 5, None).is_err());
     }
 
     #[test]

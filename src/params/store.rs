@@ -1,7 +1,8 @@
 //! The flat storages of weights and gradients, and the record of which gradients a step has written.
 
+use super::frozen::{Frozen, FrozenTensor};
 use super::layout::Layout;
-use super::{slice, slice_mut};
+use super::{filled, on_cpu, slice, slice_mut, zeros};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use half::bf16;
 use rayon::prelude::*;
@@ -15,6 +16,16 @@ pub struct ParameterStore {
     rounded: Option<Vec<bf16>>,
     gradients: Tensor,
     written: Vec<bool>,
+    /// The base beside which the weights are adapters.
+    frozen: Option<Arc<Frozen>>,
+}
+
+/// A flat f32 tensor of `len` zeros on `device`, in main memory on large pages.
+pub fn zeros_on(len: usize, device: &Device) -> Result<Tensor> {
+    match device {
+        Device::Cpu => Tensor::from_vec(zeros(len), len, device),
+        device => Tensor::zeros(len, DType::F32, device),
+    }
 }
 
 /// The weights as a model reads them.
@@ -24,11 +35,33 @@ pub struct Weights<'a> {
     pub exact: &'a [f32],
     /// The same, each rounded to bf16 (nearest even), where the store keeps it.
     pub rounded: Option<&'a [bf16]>,
+    /// The frozen base, where the weights are adapters.
+    pub frozen: Option<&'a Frozen>,
 }
 
 impl<'a> From<&'a [f32]> for Weights<'a> {
     fn from(exact: &'a [f32]) -> Self {
-        Self { exact, rounded: None }
+        Self { exact, rounded: None, frozen: None }
+    }
+}
+
+impl<'a> From<&'a Vec<f32>> for Weights<'a> {
+    fn from(exact: &'a Vec<f32>) -> Self {
+        exact[..].into()
+    }
+}
+
+impl<'a> Weights<'a> {
+    /// A vector of the model whose layout `layout` is.
+    ///
+    /// # Panics
+    /// When it is frozen and not in f32, as every frozen vector is.
+    pub fn vector(self, layout: &Layout, index: usize) -> &'a [f32] {
+        match self.frozen.map(|frozen| frozen.tensor(index)) {
+            None => &self.exact[layout.parameters()[index].range()],
+            Some(FrozenTensor::F32(numbers)) => numbers,
+            Some(_) => panic!("{} is frozen in another type than f32", layout.parameters()[index].name),
+        }
     }
 }
 
@@ -41,10 +74,9 @@ pub struct WeightsMut<'a> {
 impl ParameterStore {
     /// Storages of zeros on `device`.
     pub fn new(layout: Arc<Layout>, device: &Device) -> Result<Self> {
-        let weights = Tensor::zeros(layout.len(), DType::F32, device)?;
-        let gradients = Tensor::zeros(layout.len(), DType::F32, device)?;
+        let [weights, gradients] = [zeros_on(layout.len(), device)?, zeros_on(layout.len(), device)?];
         let written = vec![false; layout.parameters().len()];
-        Ok(Self { layout, weights, rounded: None, gradients, written })
+        Ok(Self { layout, weights, rounded: None, gradients, written, frozen: None })
     }
 
     /// Keeps a bf16 copy of the weights from now on (CPU only).
@@ -52,7 +84,7 @@ impl ParameterStore {
         if !self.device().is_cpu() {
             bail!("the bf16 copy of the weights is kept on the CPU alone, not on {:?}", self.device().location());
         }
-        self.rounded.get_or_insert_with(|| vec![bf16::ZERO; self.layout.len()]);
+        self.rounded.get_or_insert_with(|| filled(bf16::ZERO, self.layout.len()));
         self.round_weights()
     }
 
@@ -63,6 +95,16 @@ impl ParameterStore {
             let pairs = rounded.par_iter_mut().zip(weights).with_min_len(1 << 16);
             pairs.for_each(|(rounded, &weight)| *rounded = bf16::from_f32(weight));
         })
+    }
+
+    /// The same store with a frozen base beside its weights, which are adapters.
+    pub fn beside(self, frozen: Option<Arc<Frozen>>) -> Self {
+        Self { frozen, ..self }
+    }
+
+    /// The frozen base, where the weights are adapters.
+    pub fn frozen(&self) -> Option<&Arc<Frozen>> {
+        self.frozen.as_ref()
     }
 
     pub fn layout(&self) -> &Arc<Layout> {
@@ -80,7 +122,12 @@ impl ParameterStore {
 
     /// Replaces all weights; `numbers` are laid out by the layout, with zeros in its gaps.
     pub fn set_weights(&mut self, numbers: Vec<f32>) -> Result<()> {
-        self.weights = Tensor::from_vec(numbers, self.layout.len(), self.weights.device())?;
+        if self.device().is_cpu() {
+            // Into the store's own pages.
+            slice_mut(&self.weights, |weights| weights.copy_from_slice(&numbers))?;
+        } else {
+            self.weights = Tensor::from_vec(numbers, self.layout.len(), self.weights.device())?;
+        }
         self.round_weights()
     }
 
@@ -118,14 +165,23 @@ impl ParameterStore {
 
     /// Runs `f` on the weights (CPU only).
     pub fn read<R>(&self, f: impl FnOnce(Weights) -> R) -> Result<R> {
-        slice(&self.weights, |exact| f(Weights { exact, rounded: self.rounded.as_deref() }))
+        slice(&self.weights, |exact| {
+            f(Weights { exact, rounded: self.rounded.as_deref(), frozen: self.frozen.as_deref() })
+        })
+    }
+
+    /// As [`Self::read`], from any device: weights that lie elsewhere are copied to the CPU first.
+    pub fn read_on_cpu<R>(&self, f: impl FnOnce(Weights) -> R) -> Result<R> {
+        on_cpu(&self.weights, |exact| {
+            f(Weights { exact, rounded: self.rounded.as_deref(), frozen: self.frozen.as_deref() })
+        })
     }
 
     /// Runs `f` on the weights and on slots for the gradients (CPU only).
     pub fn backward<R>(&mut self, f: impl FnOnce(Weights, &mut GradientSlots) -> R) -> Result<R> {
         let (layout, written) = (&self.layout, &mut self.written);
         slice(&self.weights, |exact| {
-            let weights = Weights { exact, rounded: self.rounded.as_deref() };
+            let weights = Weights { exact, rounded: self.rounded.as_deref(), frozen: self.frozen.as_deref() };
             slice_mut(&self.gradients, |gradients| f(weights, &mut GradientSlots { layout, gradients, written }))
         })?
     }

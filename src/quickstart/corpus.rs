@@ -11,7 +11,7 @@
 //! ```
 
 use super::draw::Draw;
-use super::problems::{KINDS, Kind};
+use super::problems::{KINDS, Kind, SECOND_KINDS};
 use crate::random::{Stream, below, generator};
 use std::collections::HashSet;
 
@@ -63,6 +63,14 @@ pub struct CorpusError {
 /// When there are not as many distinct problems.
 pub fn generate(seed: u64, train_count: usize, held_out_count: usize) -> Result<Corpus, CorpusError> {
     generate_from(&KINDS, seed, train_count, held_out_count)
+}
+
+/// As [`generate`], of the kinds that fine-tuning teaches.
+///
+/// # Errors
+/// When there are not as many distinct problems.
+pub fn generate_second(seed: u64, train_count: usize, held_out_count: usize) -> Result<Corpus, CorpusError> {
+    generate_from(&SECOND_KINDS, seed, train_count, held_out_count)
 }
 
 fn generate_from(kinds: &[Kind], seed: u64, train_count: usize, held_out_count: usize) -> Result<Corpus, CorpusError> {
@@ -154,7 +162,7 @@ mod tests {
     fn every_calculation_is_right_and_uses_what_is_known() -> anyhow::Result<()> {
         assert_eq!((evaluate("7-2*3+8/4")?, evaluate("12")?, evaluate("9-3-2")?), (3, 12, 4));
         assert!(evaluate("7/2").is_err() && evaluate("7+").is_err());
-        for problem in generate(5, 20_000, 0)?.training {
+        for problem in [generate(5, 20_000, 0)?.training, generate_second(5, 20_000, 0)?.training].concat() {
             check(&problem).with_context(|| format!("{problem:#?}"))?;
         }
         Ok(())

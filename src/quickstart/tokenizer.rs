@@ -18,13 +18,12 @@ pub const VOCABULARY_SIZE: usize = 640;
 /// Why a tokenizer could not be trained or saved.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
-    #[error("cannot train the quickstart's tokenizer: {0}")]
+    #[error("cannot train the tokenizer: {0}")]
     Train(tokenizers::Error),
     #[error(
-        "the quickstart's tokenizer has only {found} of {VOCABULARY_SIZE} tokens: \
-         the texts have too few different words; train it on more problems"
+        "the tokenizer has only {found} of {wanted} tokens: the texts have too few different words; train it on more texts"
     )]
-    SmallSample { found: usize },
+    SmallSample { found: usize, wanted: usize },
     #[error("cannot write the tokenizer as JSON: {0}")]
     Serialize(tokenizers::Error),
     #[error("cannot write the tokenizer to {}: {source}", path.display())]
@@ -38,9 +37,17 @@ pub enum TokenizerError {
 /// # Errors
 /// When the texts have too few different words for the vocabulary.
 pub fn train<'a>(texts: impl Iterator<Item = &'a str> + Send) -> Result<Tokenizer, TokenizerError> {
+    train_with(VOCABULARY_SIZE, texts)
+}
+
+/// As [`train`], of `vocabulary` tokens.
+pub fn train_with<'a>(
+    vocabulary: usize,
+    texts: impl Iterator<Item = &'a str> + Send,
+) -> Result<Tokenizer, TokenizerError> {
     let mut trainer = TrainerWrapper::from(
         BpeTrainer::builder()
-            .vocab_size(VOCABULARY_SIZE)
+            .vocab_size(vocabulary)
             .show_progress(false)
             .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
             .special_tokens(vec![AddedToken::from(END_OF_TEXT, true)])
@@ -52,8 +59,8 @@ pub fn train<'a>(texts: impl Iterator<Item = &'a str> + Send) -> Result<Tokenize
     tokenizer.with_decoder(Some(byte_level));
     tokenizer.train(&mut trainer, texts).map_err(TokenizerError::Train)?;
     match tokenizer.get_vocab_size(true) {
-        VOCABULARY_SIZE => Ok(tokenizer),
-        found => Err(TokenizerError::SmallSample { found }),
+        found if found == vocabulary => Ok(tokenizer),
+        found => Err(TokenizerError::SmallSample { found, wanted: vocabulary }),
     }
 }
 
@@ -151,7 +158,7 @@ mod tests {
     #[test]
     fn too_few_words_are_an_error() {
         let error = train(["a few words"].into_iter()).expect_err("three words make no vocabulary");
-        assert!(matches!(error, TokenizerError::SmallSample { found } if found < 300), "{error}");
+        assert!(matches!(error, TokenizerError::SmallSample { found, .. } if found < 300), "{error}");
     }
 
     #[test]

@@ -43,6 +43,31 @@ pub struct State {
     pub optimizer_scalars: Vec<(String, f64)>,
     /// A step that is done but whose evaluation was interrupted: its record, to be completed on resume.
     pub pending: Option<super::Record>,
+    /// Where the weights are adapters: the frozen base that they belong to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<BaseRecord>,
+    /// The checkpoint of the lowest validation loss so far, where that one is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best: Option<Best>,
+}
+
+/// The frozen base of adapters: what to load, and how to know that it is still the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BaseRecord {
+    /// A hub id or a folder; `None`: drawn from `seed`.
+    pub source: Option<String>,
+    pub seed: Option<u64>,
+    /// `nf4`, or `None`: as the files have it.
+    pub quantize: Option<String>,
+    /// Weight file -> sha256 in hexadecimal.
+    pub sha256: BTreeMap<String, String>,
+}
+
+/// A checkpoint and its validation loss.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    pub step: u64,
+    pub val_loss: f64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -105,7 +130,13 @@ impl Checkpoints {
         Ok((None, rejected))
     }
 
-    /// Writes a checkpoint, points `latest` to it and removes all but the newest `keep_last`.
+    /// Whether there is a valid checkpoint of `step`.
+    pub fn has(&self, step: u64) -> bool {
+        verify(&self.folder.join(folder_name(step))).is_ok()
+    }
+
+    /// Writes a checkpoint, points `latest` to it and `best` to the best one, and removes all others but the newest
+    /// `keep_last`.
     ///
     /// # Errors
     /// When the disk refuses; older checkpoints are then untouched and nothing half-written stays.
@@ -134,13 +165,22 @@ impl Checkpoints {
             return Err(error).with_context(|| format!("cannot write the checkpoint {}", target.display()));
         }
         replace_file(&self.root.join("latest"), format!("{name}\n").as_bytes())?;
-        self.prune(keep_last)?;
+        let best = self.root.join("best");
+        match state.best {
+            Some(Best { step, .. }) => replace_file(&best, format!("{}\n", folder_name(step)).as_bytes())?,
+            None if best.exists() => {
+                fs::remove_file(&best).with_context(|| format!("cannot remove {}", best.display()))?;
+            }
+            None => {}
+        }
+        self.prune(keep_last, state.best.map(|best| best.step))?;
         Ok(target)
     }
 
-    /// Removes all but the newest `keep_last` checkpoints, and leftovers of processes that died while writing.
-    fn prune(&self, keep_last: usize) -> Result<()> {
-        for step in self.steps()?.into_iter().skip(keep_last.max(1)) {
+    /// Removes all but the newest `keep_last` checkpoints and the best one, and leftovers of processes that died while
+    /// writing.
+    fn prune(&self, keep_last: usize, best: Option<u64>) -> Result<()> {
+        for step in self.steps()?.into_iter().skip(keep_last.max(1)).filter(|step| Some(*step) != best) {
             let path = self.folder.join(folder_name(step));
             // The manifest goes first: what is left of an interrupted removal is no checkpoint.
             let _ = fs::remove_file(path.join(MANIFEST));
@@ -234,6 +274,11 @@ pub fn verify(folder: &Path) -> Result<()> {
         ensure!(found == *expected, "{name} is not what the manifest says: {found:?}, expected {expected:?}");
     }
     Ok(())
+}
+
+/// A file's sha256 in hexadecimal.
+pub fn sha256_of(path: &Path) -> Result<String> {
+    Ok(record(path)?.sha256)
 }
 
 fn record(path: &Path) -> Result<FileRecord> {

@@ -86,6 +86,7 @@ mod tests {
             step_ms: 12.5,
             tokens_per_s: 5120.0,
             val_loss: (step == 2).then_some(3.25),
+            ..Record::default()
         }
     }
 

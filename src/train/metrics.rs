@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// What one step measured. Floats keep full precision.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// Steps done, this one included.
     pub step: u64,
@@ -28,6 +28,17 @@ pub struct Record {
     /// Validation loss after this step, where one was taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_loss: Option<f64>,
+    /// Share of held-out problems answered right after this step, where they were asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exact_match: Option<f64>,
+    /// First 16 digits of the SHA-256 of this step's batch: runs with equal ones saw the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<String>,
+    /// Small tasks: the share of validation images classified rightly, and the L1 distance of a learned distribution.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_accuracy: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_distance: Option<f64>,
 }
 
 /// Reads all records of a run.

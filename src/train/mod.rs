@@ -13,6 +13,7 @@ mod status;
 mod step;
 
 pub use evaluate::{Evaluation, evaluate};
+pub use journal::Journal;
 pub use log::{Events, RunLog, Sample, Telemetry, read_samples, read_telemetry, unix_time};
 pub use metrics::{Record, read as read_metrics};
 pub use progress::{GIB, Peak, Progress, Stage, StepLines, Verbosity, human_duration, peak_memory_bytes, short};
@@ -21,22 +22,32 @@ pub use signals::Interrupt;
 pub use status::{Liveness, Phase, Status};
 pub use step::StepError;
 
-use crate::data::{self, TokenStream, ValidationSet};
+use crate::data::{self, Feed, ValidationSet};
 use crate::model::{Batch, Documents, Engine};
 use crate::optim::{Optimizer, Schedule};
 use crate::params::ParameterStore;
 use anyhow::Result;
-use checkpoint::{Checkpoints, State};
+use checkpoint::{BaseRecord, Best, Checkpoints, State};
 use std::time::Instant;
 
 /// A batch of data as the model takes it.
-fn view(batch: &data::Batch) -> Batch<'_> {
+pub fn view(batch: &data::Batch) -> Batch<'_> {
     let documents = batch.places.as_deref().map_or(Documents::Whole, Documents::Packed);
     Batch { inputs: &batch.inputs, targets: &batch.targets, rows: batch.rows, documents }
 }
 
 /// A text that the model writes after a step, made by the caller; `None`: it cannot write any.
 pub type Sampler<'a> = dyn FnMut(&ParameterStore, u64) -> Result<Option<Sample>> + 'a;
+
+/// Answers held-out problems after a step: the share of right answers, or `None` if a signal ended it.
+pub type Examiner<'a> = dyn FnMut(&ParameterStore) -> Result<Option<f64>> + 'a;
+
+/// What the caller does for the loop: it knows texts.
+pub struct Hooks<'a> {
+    pub sampler: &'a mut Sampler<'a>,
+    /// `None`: no problems are asked.
+    pub examiner: Option<&'a mut Examiner<'a>>,
+}
 
 /// Everything that a run needs, resolved and loaded.
 pub struct Run<'a> {
@@ -50,7 +61,7 @@ pub struct Run<'a> {
     pub schedule: Schedule,
     pub seed: u64,
     pub grad_clip: Option<f64>,
-    pub stream: TokenStream,
+    pub stream: Feed,
     pub validation: Option<ValidationSet>,
     pub micro_batch: usize,
     pub micro_batches: usize,
@@ -65,6 +76,11 @@ pub struct Run<'a> {
     pub checkpoint_every: u64,
     pub sample_every: u64,
     pub keep_last: usize,
+    /// The frozen base, where the store holds adapters.
+    pub base: Option<BaseRecord>,
+    /// Whether the checkpoint of the lowest validation loss is kept, and which it is so far.
+    pub keep_best: bool,
+    pub best: Option<Best>,
     pub events: Events,
     pub interrupt: Interrupt,
 }
@@ -83,33 +99,38 @@ impl Run<'_> {
     /// # Errors
     /// On a non-finite loss or gradient, a parameter without gradient, unreadable data, a refusing disk. No checkpoint
     /// is written of a step that failed.
-    pub fn train(&mut self, progress: &mut Progress, sampler: &mut Sampler) -> Result<Outcome> {
+    pub fn train(&mut self, progress: &mut Progress, hooks: &mut Hooks) -> Result<Outcome> {
         let checkpoints = Checkpoints::of_run(self.folder.path());
         checkpoints.remove_leftovers()?;
         // A pending record is written when its evaluation ends; it may stand there already if that was interrupted too.
         let recorded = self.step - u64::from(self.pending.is_some());
         let mut log = RunLog::open(self.folder.path(), recorded, self.events)?;
         let mut saved_at = (self.step > 0).then_some(self.step);
+        self.best = self.best.filter(|best| checkpoints.has(best.step));
 
-        if let Some(record) = self.pending.take()
-            && self.conclude(record, 0.0, &mut log, progress)? == Outcome::Interrupted
-        {
-            return Ok(Outcome::Interrupted);
+        if let Some(record) = self.pending.take() {
+            let ended = self.conclude(record, 0.0, &mut log, progress, hooks)?;
+            if self.is_best() {
+                saved_at = None;
+            }
+            if ended == Outcome::Interrupted {
+                return Ok(Outcome::Interrupted);
+            }
         }
         while self.step < self.steps {
             let started = Instant::now();
             let waited_before = self.stream.waited();
             let record = self.one_step(started)?;
             let waited = self.stream.waited() - waited_before;
-            let ended = self.conclude_step(record, waited, &mut log, progress)?;
+            let ended = self.conclude_step(record, waited, &mut log, progress, hooks)?;
             if self.is_due(self.sample_every, false) {
                 progress.stage(Stage::Sampling);
-                if let Some(sample) = sampler(&self.store, self.step)? {
+                if let Some(sample) = (hooks.sampler)(&self.store, self.step)? {
                     progress.note(&format!("step {} sample: {:?} -> {:?}", sample.step, sample.prompt, sample.text));
                     log.sample(&sample)?;
                 }
             }
-            if ended == Outcome::Interrupted || self.is_due(self.checkpoint_every, true) {
+            if ended == Outcome::Interrupted || self.is_due(self.checkpoint_every, true) || self.is_best() {
                 progress.stage(Stage::Saving);
                 log.sync()?;
                 self.save(&checkpoints)?;
@@ -127,6 +148,28 @@ impl Run<'_> {
         Ok(Outcome::Finished)
     }
 
+    /// Takes the validation loss and the exact match before the first step, for people to see what the run begins with.
+    pub fn look_first(&mut self, progress: &mut Progress, hooks: &mut Hooks) -> Result<Option<f64>> {
+        let Some(validation) = &self.validation else { return Ok(None) };
+        progress.stage(Stage::Validating);
+        let Evaluation::Done(loss) = evaluate(&mut self.engine, &self.store, validation, &self.interrupt)? else {
+            return Ok(None);
+        };
+        let right = match &mut hooks.examiner {
+            Some(examiner) => examiner(&self.store)?,
+            None => None,
+        };
+        let right = right.map_or(String::new(), |share| format!(", exact match {:.1}%", 100.0 * share));
+        progress.note(&format!("before the first step: validation loss {:.4}{right}", loss.mean()));
+        progress.stage(Stage::Training);
+        Ok(Some(loss.mean()))
+    }
+
+    /// Whether this step has the lowest validation loss of a run that keeps that checkpoint.
+    fn is_best(&self) -> bool {
+        self.best.is_some_and(|best| best.step == self.step)
+    }
+
     /// Whether something that happens every `interval` steps happens now.
     fn is_due(&self, interval: u64, at_end: bool) -> bool {
         (interval > 0 && self.step.is_multiple_of(interval)) || (at_end && self.step == self.steps)
@@ -140,20 +183,22 @@ impl Run<'_> {
         waited: f64,
         log: &mut RunLog,
         progress: &mut Progress,
+        hooks: &mut Hooks,
     ) -> Result<Outcome> {
         if self.validation.is_some() && self.is_due(self.eval_every, true) {
-            return self.conclude(record, waited, log, progress);
+            return self.conclude(record, waited, log, progress, hooks);
         }
         self.write_down(&record, waited, log, progress)
     }
 
-    /// Takes the validation loss that belongs to `record` and writes it.
+    /// Takes the validation loss and the exact match that belong to `record` and writes it.
     fn conclude(
         &mut self,
         mut record: Record,
         waited: f64,
         log: &mut RunLog,
         progress: &mut Progress,
+        hooks: &mut Hooks,
     ) -> Result<Outcome> {
         progress.stage(Stage::Validating);
         if let Some(validation) = &self.validation {
@@ -164,6 +209,23 @@ impl Run<'_> {
                     return Ok(Outcome::Interrupted);
                 }
             }
+        }
+        if let Some(examiner) = &mut hooks.examiner {
+            record.exact_match = examiner(&self.store)?;
+            if record.exact_match.is_none() {
+                // Taken anew, with its loss, when the run goes on.
+                record.val_loss = None;
+                self.pending = Some(record);
+                return Ok(Outcome::Interrupted);
+            }
+            let percent = 100.0 * record.exact_match.unwrap_or(0.0);
+            progress.note(&format!("step {} exact match {percent:.1}% of the held-out problems", record.step));
+        }
+        if let Some(val_loss) = record.val_loss
+            && self.keep_best
+            && self.best.is_none_or(|best| val_loss < best.val_loss)
+        {
+            self.best = Some(Best { step: record.step, val_loss });
         }
         progress.stage(Stage::Training);
         self.write_down(&record, waited, log, progress)
@@ -189,6 +251,8 @@ impl Run<'_> {
             optimizer: self.optimizer_name.clone(),
             optimizer_scalars: optimizer.scalars.clone(),
             pending: self.pending.clone(),
+            base: self.base.clone(),
+            best: self.best,
         };
         checkpoints.write(self.store.layout(), self.store.weights(), &optimizer, &state, self.keep_last)?;
         Ok(())

@@ -1,7 +1,9 @@
 //! The run folder: where it is, whether it may be used, and the lock that keeps two processes out of one run.
 
 use super::checkpoint::replace_file;
+use crate::params::{ParameterStore, on_cpu};
 use anyhow::{Context, Result, bail};
+use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
@@ -68,6 +70,13 @@ impl RunFolder {
     /// Writes the resolved config.
     pub fn write_config(&self, text: &str) -> Result<()> {
         replace_file(&self.path.join("config.toml"), text.as_bytes())
+    }
+
+    /// Writes down the hash of the weights that the run begins with, so that runs can be known to begin alike.
+    pub fn write_initial_hash(&self, weights: &ParameterStore) -> Result<()> {
+        let digest = on_cpu(weights.weights(), |weights| Sha256::digest(bytemuck::cast_slice::<f32, u8>(weights)))?;
+        let hash: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        replace_file(&self.path.join("initial.sha256"), format!("{hash}\n").as_bytes())
     }
 }
 

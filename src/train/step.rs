@@ -3,12 +3,13 @@
 use super::view;
 use super::{Record, Run};
 use crate::data;
-use crate::model::{Engine, Labels as ModelLabels, LossSum};
+use crate::model::{Draw, Engine, Labels as ModelLabels, LossSum};
 use crate::optim::{GradientSource, Labels, OptimError, StepInput};
 use crate::params::ParameterStore;
 use crate::random::{Stream, generator};
 use anyhow::{Context, Result};
 use rand_chacha::ChaCha8Rng;
+use sha2::{Digest, Sha256};
 use std::time::Instant;
 
 /// Why a step cannot be taken.
@@ -32,12 +33,15 @@ struct StepBatches<'a> {
     engine: &'a mut Engine,
     batches: &'a [data::Batch],
     generator: ChaCha8Rng,
+    /// What dropout draws in the first micro-batch.
+    draw: Draw,
 }
 
 impl GradientSource for StepBatches<'_> {
     fn recompute(&mut self, store: &mut ParameterStore, labels: Labels) -> Result<()> {
         store.start_gradients();
-        for batch in self.batches {
+        for (micro_batch, batch) in self.batches.iter().enumerate() {
+            self.engine.draw(Draw { micro_batch: micro_batch as u64, ..self.draw });
             let labels = match labels {
                 Labels::Data => ModelLabels::Data,
                 Labels::Sampled => ModelLabels::Sampled(&mut self.generator),
@@ -48,17 +52,29 @@ impl GradientSource for StepBatches<'_> {
     }
 }
 
+/// Takes a micro-batch into the hash of its step.
+fn hash_batch(hasher: &mut Sha256, batch: &data::Batch) {
+    hasher.update((batch.rows as u64).to_le_bytes());
+    hasher.update(bytemuck::cast_slice::<u32, u8>(&batch.inputs));
+    hasher.update(bytemuck::cast_slice::<u32, u8>(&batch.targets));
+    if let Some(places) = &batch.places {
+        hasher.update(bytemuck::cast_slice::<u32, u8>(places));
+    }
+}
+
 impl Run<'_> {
     /// Takes one step and describes it.
     pub(super) fn one_step(&mut self, started: Instant) -> Result<Record> {
         let step = self.step + 1;
         self.store.start_gradients();
-        let mut loss = LossSum::default();
+        let (mut loss, mut tokens) = (LossSum::default(), 0);
         // Only optimizers with a second pass need the batches again.
         let keep = self.optimizer.needs_second_pass();
-        let mut batches = Vec::new();
+        let (mut batches, mut hasher) = (Vec::new(), Sha256::new());
         for micro_batch in 0..self.micro_batches {
             let batch = self.stream.next_batch(self.micro_batch).context("cannot read the training data")?;
+            hash_batch(&mut hasher, &batch);
+            self.engine.draw(Draw { seed: self.seed, step, micro_batch: micro_batch as u64 });
             let part = self.engine.gradients(&mut self.store, view(&batch), ModelLabels::Data)?;
             if !part.sum.is_finite() {
                 let place = self.stream.describe_position();
@@ -66,6 +82,7 @@ impl Run<'_> {
                 return Err(StepError::LossNotFinite { step, loss, micro_batch: micro_batch + 1, rows, place }.into());
             }
             loss += part;
+            tokens += (batch.inputs.len() - batch.padding) as u64;
             if keep {
                 batches.push(batch);
             }
@@ -81,7 +98,12 @@ impl Run<'_> {
         let mut generator = generator(self.seed, Stream::SampledLabels);
         // The stream's place is a function of the step, so that a checkpoint holds no generator.
         generator.set_word_pos(u128::from(step) << 40);
-        let mut source = StepBatches { engine: &mut self.engine, batches: &batches, generator };
+        let mut source = StepBatches {
+            engine: &mut self.engine,
+            batches: &batches,
+            generator,
+            draw: Draw { seed: self.seed, step, micro_batch: 0 },
+        };
         let report = self.optimizer.step(&mut self.store, &input, &mut source).map_err(|source| match source {
             OptimError::NonFinite { .. } => {
                 StepError::GradientNotFinite { step, place: self.stream.describe_position(), source }.into()
@@ -90,7 +112,7 @@ impl Run<'_> {
         })?;
 
         self.step = step;
-        self.tokens += loss.count;
+        self.tokens += tokens;
         let seconds = started.elapsed().as_secs_f64();
         Ok(Record {
             step,
@@ -102,8 +124,9 @@ impl Run<'_> {
             gate: report.gate,
             velocity_sq: report.velocity_sq,
             step_ms: 1e3 * seconds,
-            tokens_per_s: loss.count as f64 / seconds,
-            val_loss: None,
+            tokens_per_s: tokens as f64 / seconds,
+            batch: Some(hasher.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()),
+            ..Record::default()
         })
     }
 }

@@ -86,30 +86,29 @@ impl Gpt2Cpu {
         let Rows { stream, residual, normed, qkv, query, mixed, hidden, activated, statistics, scratch } = rows;
         let [mean, rstd] = statistics;
         let table = model.weight(weights, model.parameters.position_embedding);
-        let token_table = model.weight(weights, model.parameters.token_embedding);
-        for (sequence, row) in stream.chunks_exact_mut(width).enumerate() {
-            let places = [cache.lengths()[sequence] as u32 - 1];
-            let positions = embedding::Positions { table, places: &places };
-            embedding::forward(&tokens[sequence..=sequence], token_table, Some(positions), width, row)?;
-        }
+        let token_table = model.table(weights, model.parameters.token_embedding);
+        let newest: Vec<(usize, usize)> = cache.newest().collect();
+        let places: Vec<u32> = newest.iter().map(|&(_, position)| position as u32).collect();
+        let positions = embedding::Positions { table, places: &places };
+        embedding::forward(tokens, token_table, Some(positions), width, stream)?;
         let shape = model.attention(Extent { rows: batch, time: 1 });
 
         for (layer, block) in model.parameters.blocks.iter().enumerate() {
-            model.norm(weights, block.norm_1, stream, normed, mean, rstd);
-            model.project(weights, block.attention_in, normed, None, qkv);
-            for (sequence, row) in qkv.chunks_exact(3 * width).enumerate() {
+            model.norm(weights, block.norm_1, stream, &mut *normed, mean, rstd);
+            model.project(weights, block.attention_in, None, &*normed, None, qkv);
+            for (place, (row, &(sequence, position))) in qkv.chunks_exact(3 * width).zip(&newest).enumerate() {
                 let (key, value) = row[width..].split_at(width);
-                cache.put(layer, sequence, cache.lengths()[sequence] - 1, key, value);
-                query[sequence * width..][..width].copy_from_slice(&row[..width]);
+                cache.put(layer, sequence, position, key, value);
+                query[place * width..][..width].copy_from_slice(&row[..width]);
             }
             attention::decode(shape, shape.scale(), query, cache.layer(layer), mixed, scratch);
-            model.project(weights, block.attention_out, mixed, Some(stream), residual);
-            model.norm(weights, block.norm_2, residual, normed, mean, rstd);
-            model.project(weights, block.mlp_in, normed, None, hidden);
-            activation::gelu(hidden, activated);
-            model.project(weights, block.mlp_out, activated, Some(residual), stream);
+            model.project(weights, block.attention_out, None, &*mixed, Some(stream), residual);
+            model.norm(weights, block.norm_2, residual, &mut *normed, mean, rstd);
+            model.project(weights, block.mlp_in, None, &*normed, None, hidden);
+            activation::gelu(&*hidden, &mut *activated);
+            model.project(weights, block.mlp_out, None, &*activated, Some(residual), stream);
         }
-        model.norm(weights, model.parameters.norm_final, stream, normed, mean, rstd);
+        model.norm(weights, model.parameters.norm_final, stream, &mut *normed, mean, rstd);
         self.head_logits(weights, &self.decoding.normed, logits);
         Ok(())
     }
@@ -134,6 +133,16 @@ impl Gpt2Cpu {
         let hidden = self.hidden(weights, inputs, rows)?.to_vec();
         let mut logits = vec![0.0; inputs.len() * self.model.config.vocab_size];
         self.head_logits(weights, &hidden, &mut logits);
+        Ok(logits)
+    }
+
+    /// Logits [places.len(), V] of some positions, which count in [rows * time].
+    pub fn logits_at(&mut self, weights: Weights, inputs: &[u32], rows: usize, places: &[usize]) -> Result<Vec<f32>> {
+        let width = self.model.config.n_embd;
+        let hidden = self.hidden(weights, inputs, rows)?;
+        let chosen: Vec<f32> = places.iter().flat_map(|&place| &hidden[place * width..][..width]).copied().collect();
+        let mut logits = vec![0.0; places.len() * self.model.config.vocab_size];
+        self.head_logits(weights, &chosen, &mut logits);
         Ok(logits)
     }
 

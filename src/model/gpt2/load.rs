@@ -2,7 +2,7 @@
 
 use super::Gpt2Config;
 use crate::model::Head;
-use crate::model::weights::{self, Stored};
+use crate::model::weights::{self, Stored, StoredModel};
 use crate::params::Layout;
 use anyhow::{Result, ensure};
 use std::collections::BTreeMap;
@@ -16,24 +16,24 @@ fn is_mask_buffer(name: &str) -> bool {
     })
 }
 
-/// Fills `out` (a flat storage of `layout`, which is `config`'s) from weight files.
+/// Finds every parameter in weight files.
 ///
 /// Names with and without the prefix `transformer.` are accepted, mask buffers are passed over, and a head in the file
 /// of a tied model must equal the token embedding.
 ///
 /// # Errors
-/// When a file is torn, a parameter is missing or of another shape, a number is not finite, or a tensor is left over.
-pub fn load(config: &Gpt2Config, layout: &Layout, files: &[PathBuf], out: &mut [f32]) -> Result<()> {
-    let mut stored: BTreeMap<String, Stored> = BTreeMap::new();
+/// When a file is torn or holds a tensor twice.
+pub fn stored(config: &Gpt2Config, layout: &Layout, files: &[PathBuf]) -> Result<StoredModel> {
+    let mut tensors: BTreeMap<String, Stored> = BTreeMap::new();
     for (name, place) in weights::headers(files)? {
         let plain = name.strip_prefix("transformer.").unwrap_or(&name).to_owned();
         if is_mask_buffer(&plain) {
             continue;
         }
-        ensure!(stored.insert(plain, place).is_none(), "the weights hold {name} twice, with and without a prefix");
+        ensure!(tensors.insert(plain, place).is_none(), "the weights hold {name} twice, with and without a prefix");
     }
     let tied_to = (config.head == Head::Tied).then(|| config.parameters(layout).token_embedding);
-    weights::load_exactly(layout, stored, tied_to, out)
+    Ok(StoredModel { tensors, tied_to })
 }
 
 #[cfg(test)]

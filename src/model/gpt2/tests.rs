@@ -4,7 +4,7 @@ use super::twin;
 use super::*;
 use crate::config::Recompute;
 use crate::model::twin::Places;
-use crate::model::{Batch, Documents, Engine, Head, IGNORE, Labels, LossSum, ModelShape, twin as shared_twin};
+use crate::model::{Batch, Documents, Engine, Extent, Head, IGNORE, Labels, LossSum, ModelShape, twin as shared_twin};
 use crate::ops::product::Precision;
 use crate::params::{Layout, ParameterStore, slice, slice_mut};
 use crate::random::{Stream, below, fill_normal, generator};
@@ -243,5 +243,21 @@ fn examples_packed_into_a_row_have_the_loss_and_gradients_of_each_by_itself() ->
         one_by_one.loss(&store, batch)
     };
     assert_eq!(loss(&inputs)?, loss(&other)?);
+    Ok(())
+}
+
+#[test]
+fn the_memory_that_is_planned_is_the_memory_that_a_step_takes() -> Result<()> {
+    let config = config(Head::Tied);
+    let (layout, mut store, inputs, targets) = case(&config, 19)?;
+    let both = [Recompute::None, Recompute::Block];
+    for (recompute, precision) in both.into_iter().flat_map(|r| [Precision::F32, Precision::Bf16].map(|p| (r, p))) {
+        let mut model = Gpt2Cpu::new(config.clone(), Arc::clone(&layout), recompute, precision);
+        let batch = Batch { inputs: &inputs, targets: &targets, rows: ROWS, documents: Documents::Whole };
+        store.start_gradients();
+        store.backward(|weights, slots| model.gradients(weights, slots, batch, Labels::Data))??;
+        let extent = Extent { rows: ROWS, time: 19 };
+        assert_eq!(model.buffers.bytes(), Gpt2Cpu::working_bytes(&config, extent, recompute, precision));
+    }
     Ok(())
 }

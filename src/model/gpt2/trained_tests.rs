@@ -4,7 +4,7 @@ use super::twin::{self, BlockTensors};
 use super::*;
 use crate::config::Recompute;
 use crate::model::twin::Places;
-use crate::model::{Documents, Extent, weights};
+use crate::model::{Documents, Extent, ModelShape, weights};
 use crate::ops::product::Precision;
 use crate::params::Layout;
 use anyhow::{Context, Result};
@@ -32,7 +32,7 @@ impl Trained {
         let config = Gpt2Config::from_hugging_face(&read("config.json")?).map_err(anyhow::Error::msg)?;
         let layout = Arc::new(Layout::new(config.parameter_specs()));
         let mut numbers = vec![0.0; layout.len()];
-        load(&config, &layout, &weights::files_of_folder(&folder)?, &mut numbers)?;
+        ModelShape::Gpt2(config.clone()).load(&layout, &weights::files_of_folder(&folder)?, &mut numbers)?;
         Ok(Self { config, layout, weights: numbers, partials: read("gpt-nano-sort-t0-partials.json")? })
     }
 

@@ -5,8 +5,10 @@
 //! the graph silently.
 
 use super::Gpt2Config;
-use crate::model::twin::Places;
-use candle_core::{D, Result, Tensor};
+use crate::model::twin::{Places, loss_sum};
+use crate::model::{Batch, IGNORE};
+use crate::params::Layout;
+use candle_core::{D, Result, Tensor, bail};
 use candle_nn::ops::{layer_norm_slow, softmax};
 
 /// One block's twelve parameters, in the order of the block's parameters in the layout's names.
@@ -74,4 +76,19 @@ pub fn logits(config: &Gpt2Config, norm: &[Tensor; 2], head: &Tensor, x: &Tensor
     let (batch, time, width) = x.dims3()?;
     let hidden = layer_norm_slow(x, &norm[0], &norm[1], config.layer_norm_epsilon as f32)?;
     hidden.reshape((batch * time, width))?.matmul(&head.t()?)
+}
+
+/// The sum of the losses of a batch and the number of its targets; `tensors` in the layout's order.
+pub fn loss(config: &Gpt2Config, layout: &Layout, tensors: &[Tensor], batch: Batch) -> Result<(Tensor, u64)> {
+    let Some(first) = tensors.first() else { bail!("a model without parameters") };
+    let places = Places::new(batch.documents, batch.extent(), first.dtype(), first.device())?;
+    let parameters = config.parameters(layout);
+    let of = |index: usize| tensors[index].clone();
+    let ids = Tensor::from_slice(batch.inputs, (batch.rows, batch.sequence_length()), first.device())?;
+    let mut x = embed(&of(parameters.token_embedding), &of(parameters.position_embedding), &ids, &places)?;
+    for block in &parameters.blocks {
+        x = self::block(config, &places, &block.all().map(of).into(), &x)?;
+    }
+    let norm = [of(parameters.norm_final.weight), of(parameters.norm_final.bias)];
+    loss_sum(&logits(config, &norm, &of(parameters.head), &x)?, batch.targets, IGNORE)
 }

@@ -1,19 +1,28 @@
 //! One LLaMA block on the CPU, forward and backward.
 
-use super::{BlockParameters, LlamaConfig, LlamaParameters};
+use super::{LlamaConfig, LlamaParameters};
 use crate::model::KeyValueCache;
+use crate::model::adapter::Adapters;
+use crate::model::dropout::{Site, dropped};
 use crate::model::extent::Rows;
+use crate::model::stored::Stored;
+use crate::ops::dropout::{self, Draw, Mask};
 use crate::ops::product::{Numbers, Precision};
 use crate::ops::profile::{Part, timed};
 use crate::ops::rotary::{self, Direction};
-use crate::ops::{Gradient, activation, attention, cross_entropy, linear, rms_norm};
+use crate::ops::{Gradient, Values, ValuesMut, activation, attention, cross_entropy, linear, rms_norm};
 use crate::params::{GradientSlots, Layout, Weights};
 use std::sync::Arc;
 
 /// The model without its buffers.
 pub struct Model {
     pub config: LlamaConfig,
+    /// The model's own, whether it is trained or frozen.
     pub layout: Arc<Layout>,
+    /// What is trained beside frozen weights.
+    pub adapters: Option<Adapters>,
+    /// The probability with which a number is dropped at each [`Site`] in training.
+    pub dropout: f64,
     pub parameters: LlamaParameters,
     /// At least as many positions as the longest sequence so far.
     pub rotation: rotary::Table,
@@ -33,34 +42,34 @@ pub enum Past<'a> {
 
 /// What one block keeps for its backward pass. R = rows * time, C = n_embd, I = n_inner; Q and K are the widths of
 /// queries and of keys.
-#[derive(Default)]
 pub struct Saved {
     /// [R, C]: output of the first norm, and [R].
-    pub normed_1: Vec<f32>,
+    pub normed_1: Stored,
     pub rstd_1: Vec<f32>,
     /// [R, Q] and [R, K], both rotated, and [R, K].
-    pub query: Vec<f32>,
-    pub key: Vec<f32>,
-    pub value: Vec<f32>,
+    pub query: Stored,
+    pub key: Stored,
+    pub value: Stored,
     /// [R, Q]: the heads' outputs, before the projection.
-    pub mixed: Vec<f32>,
+    pub mixed: Stored,
     /// [rows, heads, time]
     pub log_sum_exp: Vec<f32>,
     /// [R, C]: the residual stream after attention.
     pub middle: Vec<f32>,
     /// [R, C]: output of the second norm, and [R].
-    pub normed_2: Vec<f32>,
+    pub normed_2: Stored,
     pub rstd_2: Vec<f32>,
     /// [R, I] each.
-    pub gate: Vec<f32>,
-    pub up: Vec<f32>,
+    pub gate: Stored,
+    pub up: Stored,
 }
 
 /// Working memory that all blocks share. The gradients are empty until the first backward pass.
-#[derive(Default)]
 pub struct Shared {
-    /// [R, I]: the hidden layer, formed again in the backward pass, where the gradient of `up` then takes its place.
-    pub activated: Vec<f32>,
+    /// [R, I]: the hidden layer, formed again in the backward pass.
+    pub activated: Stored,
+    /// [R, the widest]: results of products on their way to bf16; in the backward pass the gradient of `activated`.
+    pub raw: Vec<f32>,
     /// [R, C]
     pub d_normed: Vec<f32>,
     /// [R, Q] each.
@@ -70,8 +79,8 @@ pub struct Shared {
     pub d_key: Vec<f32>,
     pub d_value: Vec<f32>,
     /// [R, I] each.
-    pub d_activated: Vec<f32>,
-    pub d_gate: Vec<f32>,
+    pub d_gate: Stored,
+    pub d_up: Stored,
     pub scratch: Vec<f32>,
 }
 
@@ -89,19 +98,31 @@ impl Model {
         y: &mut [f32],
         shared: &mut Shared,
     ) {
-        let block = &self.parameters.blocks[layer];
+        let (block, draw) = (&self.parameters.blocks[layer], rows.draw);
+        let Shared { activated, raw, scratch, .. } = shared;
         self.norm(weights, block.norm_1, x, &mut saved.normed_1, &mut saved.rstd_1);
-        self.project(weights, block.query, &saved.normed_1, None, &mut saved.query);
-        self.project(weights, block.key, &saved.normed_1, None, &mut saved.key);
-        self.project(weights, block.value, &saved.normed_1, None, &mut saved.value);
-        timed(Part::AttentionForward, || self.attend(layer, rows, past, saved, &mut shared.scratch));
-        self.project(weights, block.output, &saved.mixed, Some(x), &mut saved.middle);
+        let rotate = |rows: Rows, heads: &mut [f32]| {
+            timed(Part::AttentionForward, || {
+                rotary::rotate(&self.rotation, Direction::Forward, rows.positions, heads);
+            });
+        };
+        for (to, from) in [(&mut saved.query, block.query), (&mut saved.key, block.key)] {
+            to.fill(raw, |to| {
+                self.project(weights, from, draw, &saved.normed_1, None, to);
+                rotate(rows, to);
+            });
+        }
+        saved.value.fill(raw, |value| self.project(weights, block.value, draw, &saved.normed_1, None, value));
+        timed(Part::AttentionForward, || self.attend(layer, rows, past, saved, raw, scratch));
+        let mask = Site::AfterAttention(layer).mask(draw, self.dropout);
+        self.project_onto(weights, block.output, draw, mask, &saved.mixed, x, &mut saved.middle);
 
         self.norm(weights, block.norm_2, &saved.middle, &mut saved.normed_2, &mut saved.rstd_2);
-        self.project(weights, block.gate, &saved.normed_2, None, &mut saved.gate);
-        self.project(weights, block.up, &saved.normed_2, None, &mut saved.up);
-        timed(Part::Activation, || activation::swiglu(&saved.gate, &saved.up, &mut shared.activated));
-        self.project(weights, block.down, &shared.activated, Some(&saved.middle), y);
+        saved.gate.fill(raw, |gate| self.project(weights, block.gate, draw, &saved.normed_2, None, gate));
+        saved.up.fill(raw, |up| self.project(weights, block.up, draw, &saved.normed_2, None, up));
+        timed(Part::Activation, || activation::swiglu(&saved.gate, &saved.up, &mut *activated));
+        let mask = Site::AfterMlp(layer).mask(draw, self.dropout);
+        self.project_onto(weights, block.down, draw, mask, &*activated, &saved.middle, y);
     }
 
     /// Turns `d_stream`, the gradient of the block's output, into the gradient of its input `x`.
@@ -110,75 +131,133 @@ impl Model {
         &self,
         weights: Weights,
         slots: &mut GradientSlots,
-        block: &BlockParameters,
+        layer: usize,
         rows: Rows,
         x: &[f32],
         saved: &Saved,
         d_stream: &mut [f32],
         shared: &mut Shared,
     ) {
-        let Shared { activated, d_normed, d_mixed, d_query, d_key, d_value, d_activated, d_gate, scratch } = shared;
+        let Shared { activated, raw, d_normed, d_mixed, d_query, d_key, d_value, d_gate, d_up, scratch } = shared;
         use Gradient as To;
-        timed(Part::Activation, || activation::swiglu(&saved.gate, &saved.up, activated));
-        self.project_backward(weights, slots, block.down, activated, d_stream, To::overwrite(d_activated));
-        let d_up = activated;
+        let (block, draw, width) = (&self.parameters.blocks[layer], rows.draw, self.config.n_embd);
+        let dy = dropped(Site::AfterMlp(layer).mask(draw, self.dropout), d_stream, width, d_normed);
+        let d_activated = &mut raw[..activated.values().len()];
+        if self.adapters.is_some() {
+            // What passes through an adapter depends on the layer's input.
+            timed(Part::Activation, || activation::swiglu(&saved.gate, &saved.up, &mut *activated));
+        }
+        let to = To::overwrite(d_activated);
+        self.input_gradient(weights, slots, block.down, draw, &*activated, dy, to);
         timed(Part::Activation, || {
-            activation::swiglu_backward(&saved.gate, &saved.up, d_activated, d_gate, d_up);
+            let (dgate, dup, y) = (d_gate.values_mut(), d_up.values_mut(), activated.values_mut());
+            activation::swiglu_backward(
+                &saved.gate,
+                &saved.up,
+                d_activated,
+                activation::SwigluGradients { dgate, dup, y },
+            );
         });
-        self.project_backward(weights, slots, block.gate, &saved.normed_2, d_gate, To::overwrite(d_normed));
-        self.project_backward(weights, slots, block.up, &saved.normed_2, d_up, To::accumulate(d_normed));
+        self.weight_gradient(slots, block.down, &*activated, dy);
+        self.input_gradient(weights, slots, block.gate, draw, &saved.normed_2, &*d_gate, To::overwrite(d_normed));
+        self.weight_gradient(slots, block.gate, &saved.normed_2, &*d_gate);
+        self.input_gradient(weights, slots, block.up, draw, &saved.normed_2, &*d_up, To::accumulate(d_normed));
+        self.weight_gradient(slots, block.up, &saved.normed_2, &*d_up);
         let input = (&saved.middle[..], &saved.rstd_2[..]);
         self.norm_backward(weights, slots, block.norm_2, input, d_normed, To::accumulate(d_stream), scratch);
 
-        self.project_backward(weights, slots, block.output, &saved.mixed, d_stream, To::overwrite(d_mixed));
+        let dy = dropped(Site::AfterAttention(layer).mask(draw, self.dropout), d_stream, width, raw);
+        self.input_gradient(weights, slots, block.output, draw, &saved.mixed, dy, To::overwrite(d_mixed));
+        self.weight_gradient(slots, block.output, &saved.mixed, dy);
         timed(Part::AttentionBackward, || {
             let shape = self.config.attention(rows.extent);
-            let Saved { query, key, value, mixed, log_sum_exp, .. } = saved;
-            let inputs = attention::Inputs::Separate { q: query, k: key, v: value };
+            let (inputs, y) = (saved.attention_inputs(), saved.mixed.values());
             let gradients = attention::InputGradients::Separate { dq: d_query, dk: d_key, dv: d_value };
-            let saved = attention::Saved { inputs, documents: rows.documents, y: mixed, log_sum_exp };
+            let saved =
+                attention::Saved { inputs, pattern: self.pattern(rows, layer), y, log_sum_exp: &saved.log_sum_exp };
             attention::backward(shape, shape.scale(), saved, d_mixed, gradients, scratch);
             rotary::rotate(&self.rotation, Direction::Backward, rows.positions, d_query);
             rotary::rotate(&self.rotation, Direction::Backward, rows.positions, d_key);
         });
-        self.project_backward(weights, slots, block.query, &saved.normed_1, d_query, To::overwrite(d_normed));
-        self.project_backward(weights, slots, block.key, &saved.normed_1, d_key, To::accumulate(d_normed));
-        self.project_backward(weights, slots, block.value, &saved.normed_1, d_value, To::accumulate(d_normed));
+        let inputs = [(block.query, &*d_query), (block.key, &*d_key), (block.value, &*d_value)];
+        for (place, (layer, dy)) in inputs.into_iter().enumerate() {
+            let to = Gradient { data: d_normed, into: (place > 0).into() };
+            self.input_gradient(weights, slots, layer, draw, &saved.normed_1, dy, to);
+            self.weight_gradient(slots, layer, &saved.normed_1, dy);
+        }
         let input = (x, &saved.rstd_1[..]);
         self.norm_backward(weights, slots, block.norm_1, input, d_normed, To::accumulate(d_stream), scratch);
     }
 
-    /// Rotates queries and keys, and mixes the values into `saved.mixed`.
-    fn attend(&self, layer: usize, rows: Rows, past: &mut Past, saved: &mut Saved, scratch: &mut [f32]) {
-        let Saved { query, key, value, mixed, log_sum_exp, .. } = saved;
-        rotary::rotate(&self.rotation, Direction::Forward, rows.positions, query);
-        rotary::rotate(&self.rotation, Direction::Forward, rows.positions, key);
+    /// Mixes the values into `saved.mixed`.
+    fn attend(
+        &self,
+        layer: usize,
+        rows: Rows,
+        past: &mut Past,
+        saved: &mut Saved,
+        raw: &mut [f32],
+        scratch: &mut [f32],
+    ) {
         let (shape, width) = (self.config.attention(rows.extent), self.config.kv_width());
-        let key_values = key.chunks_exact(width).zip(value.chunks_exact(width)).zip(rows.positions);
-        match past {
-            Past::None => {}
-            Past::Fill { cache, sequence } => key_values.for_each(|((key, value), &position)| {
-                cache.put(layer, *sequence, position as usize, key, value);
-            }),
-            Past::Extend(cache) => {
-                for (sequence, ((key, value), &position)) in key_values.enumerate() {
-                    cache.put(layer, sequence, position as usize, key, value);
+        if !matches!(past, Past::None) {
+            let (key, value) = (saved.key.values().to_f32(), saved.value.values().to_f32());
+            let key_values = key.chunks_exact(width).zip(value.chunks_exact(width)).zip(rows.positions);
+            match past {
+                Past::None => {}
+                Past::Fill { cache, sequence } => key_values.for_each(|((key, value), &position)| {
+                    cache.put(layer, *sequence, position as usize, key, value);
+                }),
+                Past::Extend(cache) => {
+                    let newest: Vec<(usize, usize)> = cache.newest().collect();
+                    for (((key, value), _), (sequence, position)) in key_values.zip(newest) {
+                        cache.put(layer, sequence, position, key, value);
+                    }
+                    let query = saved.query.values().to_f32();
+                    saved.mixed.fill(raw, |mixed| {
+                        attention::decode(shape, shape.scale(), &query, cache.layer(layer), mixed, scratch);
+                    });
+                    return;
                 }
-                return attention::decode(shape, shape.scale(), query, cache.layer(layer), mixed, scratch);
             }
         }
-        let inputs = attention::Inputs::Separate { q: query, k: key, v: value };
-        attention::forward(shape, shape.scale(), inputs, rows.documents, mixed, log_sum_exp, scratch);
+        let Saved { query, key, value, mixed, log_sum_exp, .. } = saved;
+        let inputs = attention::Inputs::Separate { q: query.values(), k: key.values(), v: value.values() };
+        mixed.fill(raw, |mixed| {
+            attention::forward(shape, shape.scale(), inputs, self.pattern(rows, layer), mixed, log_sum_exp, scratch);
+        });
+    }
+}
+
+impl Saved {
+    fn attention_inputs(&self) -> attention::Inputs<'_> {
+        attention::Inputs::Separate { q: self.query.values(), k: self.key.values(), v: self.value.values() }
     }
 }
 
 impl Model {
-    pub fn weight<'a>(&self, weights: Weights<'a>, index: usize) -> &'a [f32] {
-        &weights.exact[self.layout.parameters()[index].range()]
+    fn pattern<'a>(&self, rows: Rows<'a>, layer: usize) -> attention::Pattern<'a> {
+        let dropout = Site::Probabilities(layer).mask(rows.draw, self.dropout);
+        attention::Pattern { documents: rows.documents, dropout }
     }
 
-    /// As a product of this model's precision reads it: from the bf16 copy, if there is one.
+    pub fn weight<'a>(&self, weights: Weights<'a>, index: usize) -> &'a [f32] {
+        weights.vector(&self.layout, index)
+    }
+
+    /// The token embedding: exact where it is trained, as it is stored where it is frozen.
+    pub fn table<'a>(&self, weights: Weights<'a>, index: usize) -> Numbers<'a> {
+        match weights.frozen {
+            Some(frozen) => frozen.tensor(index).into(),
+            None => self.weight(weights, index).into(),
+        }
+    }
+
+    /// As a product of this model's precision reads it: from the bf16 copy, if there is one; a frozen one as it is stored.
     pub fn matrix<'a>(&self, weights: Weights<'a>, index: usize) -> Numbers<'a> {
+        if let Some(frozen) = weights.frozen {
+            return frozen.tensor(index).into();
+        }
         let range = self.layout.parameters()[index].range();
         match (self.precision, weights.rounded) {
             (Precision::Bf16, Some(rounded)) => rounded[range].into(),
@@ -187,15 +266,16 @@ impl Model {
     }
 
     pub fn linear_weight<'a>(&self, weights: Weights<'a>, index: usize) -> linear::Weight<'a> {
+        linear::Weight { data: self.matrix(weights, index), dims: self.dims(index) }
+    }
+
+    fn dims(&self, index: usize) -> linear::Dims {
         let shape = &self.layout.parameters()[index].shape;
-        linear::Weight {
-            data: self.matrix(weights, index),
-            dims: linear::Dims {
-                inputs: shape[1],
-                outputs: shape[0],
-                orientation: linear::Orientation::OutIn,
-                precision: self.precision,
-            },
+        linear::Dims {
+            inputs: shape[1],
+            outputs: shape[0],
+            orientation: linear::Orientation::OutIn,
+            precision: self.precision,
         }
     }
 
@@ -208,7 +288,7 @@ impl Model {
         }
     }
 
-    pub fn norm(&self, weights: Weights, norm: usize, x: &[f32], y: &mut [f32], rstd: &mut [f32]) {
+    pub fn norm<'a>(&self, weights: Weights, norm: usize, x: &[f32], y: impl Into<ValuesMut<'a>>, rstd: &mut [f32]) {
         let (weight, epsilon) = (self.weight(weights, norm), self.config.rms_norm_epsilon as f32);
         timed(Part::Norm, || rms_norm::forward(x, weight, epsilon, y, rstd));
     }
@@ -225,27 +305,80 @@ impl Model {
         scratch: &mut [f32],
     ) {
         let saved = rms_norm::Saved { x, weight: self.weight(weights, norm), rstd };
-        timed(Part::Norm, || rms_norm::backward(saved, dy, dx, slots.slot(norm).into(), scratch));
+        let d_weight = self.adapters.is_none().then(|| slots.slot(norm).into());
+        timed(Part::Norm, || rms_norm::backward(saved, dy, dx, d_weight, scratch));
     }
 
-    fn project(&self, weights: Weights, layer: usize, x: &[f32], residual: Option<&[f32]>, y: &mut [f32]) {
+    /// y = x W (+ residual), with the layer's adapter if it has one.
+    fn project<'a>(
+        &self,
+        weights: Weights,
+        layer: usize,
+        draw: Option<Draw>,
+        x: impl Into<Numbers<'a>>,
+        residual: Option<&[f32]>,
+        y: &mut [f32],
+    ) {
+        let x = x.into();
         timed(Part::LinearForward, || linear::forward(x, self.linear_weight(weights, layer), None, residual, y));
+        if let Some(adapters) = &self.adapters {
+            timed(Part::Adapters, || adapters.forward(layer, weights, draw, x, y));
+        }
     }
 
-    /// Gradients of a linear layer's weight and of its input.
-    fn project_backward(
+    /// y = residual + the layer's result under the mask.
+    #[allow(clippy::too_many_arguments, reason = "a layer's input, its mask and what it is added to")]
+    fn project_onto<'a>(
+        &self,
+        weights: Weights,
+        layer: usize,
+        draw: Option<Draw>,
+        mask: Option<Mask>,
+        x: impl Into<Numbers<'a>>,
+        residual: &[f32],
+        y: &mut [f32],
+    ) {
+        match mask {
+            None => self.project(weights, layer, draw, x, Some(residual), y),
+            Some(mask) => {
+                self.project(weights, layer, draw, x, None, y);
+                timed(Part::Activation, || dropout::add_to(mask, residual, self.config.n_embd, y));
+            }
+        }
+    }
+
+    /// dx (+)= dy W^T, and what passes through the layer's adapter, whose own gradients come with it.
+    #[allow(clippy::too_many_arguments, reason = "a layer's input and gradients")]
+    fn input_gradient<'a>(
         &self,
         weights: Weights,
         slots: &mut GradientSlots,
         layer: usize,
-        x: &[f32],
-        dy: &[f32],
+        draw: Option<Draw>,
+        x: impl Into<Numbers<'a>>,
+        dy: impl Into<Values<'a>>,
         dx: Gradient,
     ) {
-        let weight = self.linear_weight(weights, layer);
-        timed(Part::LinearInputGradient, || linear::backward_input(dy, weight, dx));
+        let (weight, dy, Gradient { data: dx, into }) = (self.linear_weight(weights, layer), dy.into(), dx);
+        timed(Part::LinearInputGradient, || linear::backward_input(dy, weight, Gradient { data: dx, into }));
+        if let Some(adapters) = &self.adapters {
+            timed(Part::Adapters, || adapters.backward(layer, weights, slots, draw, x, dy, dx));
+        }
+    }
+
+    /// The gradient of a linear layer's weight, unless it is frozen.
+    fn weight_gradient<'a>(
+        &self,
+        slots: &mut GradientSlots,
+        layer: usize,
+        x: impl Into<Numbers<'a>>,
+        dy: impl Into<Values<'a>>,
+    ) {
+        if self.adapters.is_some() {
+            return;
+        }
         timed(Part::LinearWeightGradient, || {
-            linear::backward_weight(x, dy, weight.dims, slots.slot(layer).into(), None);
+            linear::backward_weight(x, dy, self.dims(layer), slots.slot(layer).into(), None);
         });
     }
 }

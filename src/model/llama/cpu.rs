@@ -6,8 +6,12 @@
 use super::LlamaConfig;
 use super::block::{Model, Past, Saved, Shared};
 use crate::config::Recompute;
+use crate::model::adapter::Adapters;
+use crate::model::dropout::Site;
 use crate::model::extent::{Rows, place};
-use crate::model::{Batch, Documents, Extent, Labels, LossSum};
+use crate::model::stored::{Stored, fit, stored_size};
+use crate::model::{Batch, Documents, Extent, Labels, LossSum, ModelShape};
+use crate::ops::dropout::{self, Draw};
 use crate::ops::product::Precision;
 use crate::ops::profile::{Part, timed};
 use crate::ops::{Gradient, attention, cross_entropy, embedding, rms_norm, rotary};
@@ -17,13 +21,14 @@ use std::sync::Arc;
 
 /// The engine: the model's shape, and its buffers.
 pub struct LlamaCpu {
-    pub(super) model: Model,
+    pub(in crate::model) model: Model,
     recompute: Recompute,
     pub(super) buffers: Buffers,
+    /// What dropout draws in the next backward passes.
+    pub draw: Option<Draw>,
 }
 
 /// All working memory. Lengths are those of the last micro-batch, capacities those of the largest.
-#[derive(Default)]
 pub struct Buffers {
     /// [R]: where each row stands in its sequence.
     positions: Vec<u32>,
@@ -59,37 +64,91 @@ impl Widths {
     }
 }
 
-/// Makes every buffer `len` long. What it holds is for the next pass to overwrite.
-fn fit<const N: usize>(buffers: [&mut Vec<f32>; N], len: usize) {
-    buffers.into_iter().for_each(|buffer| buffer.resize(len, 0.0));
+/// Width of [`Shared::raw`]: in the forward pass of a bf16 model the widest result of a product, in the backward pass
+/// the MLP or the stream.
+fn raw_width(config: &LlamaConfig, precision: Precision) -> usize {
+    match precision {
+        Precision::F32 => config.n_inner.max(config.n_embd),
+        Precision::Bf16 => config.n_inner.max(config.n_embd).max(config.query_width()),
+    }
 }
 
 impl Buffers {
-    fn fit_forward(&mut self, config: &LlamaConfig, extent: Extent, recompute: Recompute) {
+    fn new(config: &LlamaConfig, recompute: Recompute, precision: Precision) -> Self {
+        let stored = || Stored::new(precision);
+        let saved = || Saved {
+            normed_1: stored(),
+            rstd_1: Vec::new(),
+            query: stored(),
+            key: stored(),
+            value: stored(),
+            mixed: stored(),
+            log_sum_exp: Vec::new(),
+            middle: Vec::new(),
+            normed_2: stored(),
+            rstd_2: Vec::new(),
+            gate: stored(),
+            up: stored(),
+        };
+        let blocks = if recompute == Recompute::Block { 1 } else { config.n_layer };
+        Self {
+            positions: Vec::new(),
+            stream: vec![Vec::new(); config.n_layer + 1],
+            saved: std::iter::repeat_with(saved).take(blocks).collect(),
+            normed: Vec::new(),
+            rstd: Vec::new(),
+            nll: Vec::new(),
+            d_stream: Vec::new(),
+            shared: Shared {
+                activated: stored(),
+                raw: Vec::new(),
+                d_normed: Vec::new(),
+                d_mixed: Vec::new(),
+                d_query: Vec::new(),
+                d_key: Vec::new(),
+                d_value: Vec::new(),
+                d_gate: stored(),
+                d_up: stored(),
+                scratch: Vec::new(),
+            },
+        }
+    }
+
+    fn fit_forward(&mut self, config: &LlamaConfig, extent: Extent, precision: Precision) {
         let Widths { tokens, stream, query, key, inner } = Widths::of(config, extent);
-        self.stream.resize_with(config.n_layer + 1, Vec::new);
         self.stream.iter_mut().for_each(|buffer| fit([buffer], tokens * stream));
-        self.saved.resize_with(if recompute == Recompute::Block { 1 } else { config.n_layer }, Saved::default);
         for saved in &mut self.saved {
-            fit([&mut saved.normed_1, &mut saved.middle, &mut saved.normed_2], tokens * stream);
+            let widths = [
+                (&mut saved.normed_1, stream),
+                (&mut saved.normed_2, stream),
+                (&mut saved.query, query),
+                (&mut saved.mixed, query),
+                (&mut saved.key, key),
+                (&mut saved.value, key),
+                (&mut saved.gate, inner),
+                (&mut saved.up, inner),
+            ];
+            widths.into_iter().for_each(|(buffer, width)| buffer.fit(tokens * width));
+            fit([&mut saved.middle], tokens * stream);
             fit([&mut saved.rstd_1, &mut saved.rstd_2], tokens);
-            fit([&mut saved.query, &mut saved.mixed], tokens * query);
-            fit([&mut saved.key, &mut saved.value], tokens * key);
             fit([&mut saved.log_sum_exp], tokens * config.n_head);
-            fit([&mut saved.gate, &mut saved.up], tokens * inner);
         }
         fit([&mut self.normed], tokens * stream);
         fit([&mut self.rstd], tokens);
-        fit([&mut self.shared.activated], tokens * inner);
+        self.shared.activated.fit(tokens * inner);
+        if precision == Precision::Bf16 {
+            fit([&mut self.shared.raw], tokens * raw_width(config, precision));
+        }
     }
 
-    fn fit_backward(&mut self, config: &LlamaConfig, extent: Extent) {
+    fn fit_backward(&mut self, config: &LlamaConfig, extent: Extent, precision: Precision) {
         let Widths { tokens, stream, query, key, inner } = Widths::of(config, extent);
         let shared = &mut self.shared;
         fit([&mut self.d_stream, &mut shared.d_normed], tokens * stream);
         fit([&mut shared.d_mixed, &mut shared.d_query], tokens * query);
         fit([&mut shared.d_key, &mut shared.d_value], tokens * key);
-        fit([&mut shared.d_activated, &mut shared.d_gate], tokens * inner);
+        fit([&mut shared.raw], tokens * raw_width(config, precision));
+        [&mut shared.d_gate, &mut shared.d_up].into_iter().for_each(|buffer| buffer.fit(tokens * inner));
     }
 
     fn fit_scratch(&mut self, len: usize) {
@@ -102,17 +161,20 @@ impl Buffers {
     #[cfg(test)]
     pub fn bytes(&self) -> usize {
         let Self { positions, stream, saved, normed, rstd, nll, d_stream, shared } = self;
-        let of = |buffers: &[&Vec<f32>]| buffers.iter().map(|buffer| buffer.len()).sum::<usize>();
-        let Shared { activated, d_normed, d_mixed, d_query, d_key, d_value, d_activated, d_gate, scratch } = shared;
+        let of = |buffers: &[&Vec<f32>]| buffers.iter().map(|buffer| size_of_val(&buffer[..])).sum::<usize>();
+        let stored = |buffers: &[&Stored]| buffers.iter().map(|buffer| buffer.bytes()).sum::<usize>();
+        let Shared { activated, raw, d_normed, d_mixed, d_query, d_key, d_value, d_gate, d_up, scratch } = shared;
         let saved = saved.iter().map(|saved| {
             let Saved { normed_1, rstd_1, query, key, value, mixed, .. } = saved;
             let Saved { log_sum_exp, middle, normed_2, rstd_2, gate, up, .. } = saved;
-            of(&[normed_1, rstd_1, query, key, value, mixed, log_sum_exp, middle, normed_2, rstd_2, gate, up])
+            of(&[rstd_1, log_sum_exp, middle, rstd_2])
+                + stored(&[normed_1, query, key, value, mixed, normed_2, gate, up])
         });
-        let shared = of(&[activated, d_normed, d_mixed, d_query, d_key, d_value, d_activated, d_gate, scratch]);
-        let stream = stream.iter().map(Vec::len).sum::<usize>();
-        let numbers = stream + saved.sum::<usize>() + shared + of(&[normed, rstd, d_stream]);
-        size_of::<f32>() * numbers + size_of_val(&positions[..]) + size_of_val(&nll[..])
+        let shared = of(&[raw, d_normed, d_mixed, d_query, d_key, d_value, scratch]);
+        let shared = shared + stored(&[activated, d_gate, d_up]);
+        let stream = stream.iter().map(|stream| of(&[stream])).sum::<usize>();
+        let around = of(&[normed, rstd, d_stream]) + size_of_val(&positions[..]) + size_of_val(&nll[..]);
+        stream + saved.sum::<usize>() + shared + around
     }
 }
 
@@ -125,10 +187,12 @@ fn training_scratch_len(config: &LlamaConfig, extent: Extent) -> usize {
 
 impl LlamaCpu {
     pub fn new(config: LlamaConfig, layout: Arc<Layout>, recompute: Recompute, precision: Precision) -> Self {
+        let (layout, adapters) = Adapters::of(&ModelShape::Llama(config.clone()), &layout);
         let parameters = config.parameters(&layout);
         let rotation = rotary::Table::new(config.rope_theta, config.head_dim, 0, config.rope_scaling);
-        let model = Model { config, layout, parameters, rotation, precision };
-        Self { model, recompute, buffers: Buffers::default() }
+        let buffers = Buffers::new(&config, recompute, precision);
+        let model = Model { config, layout, adapters, dropout: 0.0, parameters, rotation, precision };
+        Self { model, recompute, buffers, draw: None }
     }
 
     /// The model's shape.
@@ -137,14 +201,19 @@ impl LlamaCpu {
     }
 
     /// Bytes of working memory of a training step: what [`Buffers::fit_forward`] and [`Buffers::fit_backward`] make.
-    pub fn working_bytes(config: &LlamaConfig, extent: Extent, recompute: Recompute) -> usize {
+    pub fn working_bytes(config: &LlamaConfig, extent: Extent, recompute: Recompute, precision: Precision) -> usize {
         let Widths { tokens, stream, query, key, inner } = Widths::of(config, extent);
-        let saved = 3 * stream + 2 + 2 * query + 2 * key + config.n_head + 2 * inner;
         let blocks = if recompute == Recompute::Block { 1 } else { config.n_layer };
-        let around = (config.n_layer + 1) * stream + stream + 1 + inner;
-        let backward = 2 * stream + 2 * query + 2 * key + 2 * inner;
-        let numbers = tokens * (blocks * saved + around + backward) + training_scratch_len(config, extent);
-        size_of::<f32>() * numbers + tokens * (size_of::<u32>() + size_of::<f64>())
+        // Numbers a token, in the precision's kind and in f32.
+        let stored = blocks * (2 * stream + 2 * query + 2 * key + 2 * inner) + 3 * inner;
+        let saved = blocks * (stream + 2 + config.n_head);
+        let around = (config.n_layer + 2) * stream + 1;
+        let backward = 2 * stream + 2 * query + 2 * key + raw_width(config, precision);
+        let a_token = stored_size(precision) * stored
+            + size_of::<f32>() * (saved + around + backward)
+            + size_of::<u32>()
+            + size_of::<f64>();
+        tokens * a_token + size_of::<f32>() * training_scratch_len(config, extent)
     }
 
     /// Makes the rotation's table reach `positions` positions; it grows by doubling.
@@ -166,13 +235,14 @@ impl LlamaCpu {
         inputs: &[u32],
         extent: Extent,
         documents: Documents,
+        draw: Option<Draw>,
         past: &mut Past,
     ) -> Result<()> {
         let scratch_len = match past {
             Past::Extend(cache) => {
                 cache.lengthen(extent.rows)?;
-                self.reach(cache.lengths().iter().copied().max().unwrap_or(0))?;
-                self.buffers.positions = cache.lengths().iter().map(|&length| length as u32 - 1).collect();
+                self.reach(cache.newest().map(|(_, position)| position + 1).max().unwrap_or(0))?;
+                self.buffers.positions = cache.newest().map(|(_, position)| position as u32).collect();
                 attention::decode_scratch_len(cache.capacity())
             }
             Past::None | Past::Fill { .. } => {
@@ -181,13 +251,16 @@ impl LlamaCpu {
                 attention::scratch_len(self.model.config.attention(extent))
             }
         };
-        let Self { model, recompute, buffers } = self;
-        buffers.fit_forward(&model.config, extent, *recompute);
+        let Self { model, buffers, .. } = self;
+        buffers.fit_forward(&model.config, extent, model.precision);
         buffers.fit_scratch(scratch_len);
         let Buffers { positions, stream, saved, normed, rstd, shared, .. } = buffers;
-        let rows = Rows { extent, positions, documents };
-        let table = model.weight(weights, model.parameters.token_embedding);
+        let rows = Rows { extent, positions, documents, draw };
+        let table = model.table(weights, model.parameters.token_embedding);
         timed(Part::Embedding, || embedding::forward(inputs, table, None, model.config.n_embd, &mut stream[0]))?;
+        if let Some(mask) = Site::Embedding.mask(draw, model.dropout) {
+            timed(Part::Embedding, || dropout::in_place(mask, model.config.n_embd, &mut stream[0]));
+        }
         for layer in 0..model.config.n_layer {
             let (x, y) = neighbours(stream, layer);
             let place = layer.min(saved.len() - 1);
@@ -200,7 +273,7 @@ impl LlamaCpu {
     /// The loss alone; each target's negative log-likelihood is in the slice that is given back (0 where ignored).
     pub fn loss(&mut self, weights: Weights, batch: Batch) -> Result<(LossSum, &[f64])> {
         let extent = batch.extent();
-        self.forward(weights, batch.inputs, extent, batch.documents, &mut Past::None)?;
+        self.forward(weights, batch.inputs, extent, batch.documents, None, &mut Past::None)?;
         let Self { model, buffers, .. } = self;
         buffers.fit_scratch(cross_entropy::scratch_len(extent.tokens(), model.config.vocab_size));
         let Buffers { normed, nll, shared, .. } = buffers;
@@ -219,14 +292,14 @@ impl LlamaCpu {
         batch: Batch,
         labels: Labels,
     ) -> Result<LossSum> {
-        let extent = batch.extent();
-        self.forward(weights, batch.inputs, extent, batch.documents, &mut Past::None)?;
-        let Self { model, recompute, buffers } = self;
-        buffers.fit_backward(&model.config, extent);
+        let (extent, draw) = (batch.extent(), self.draw);
+        self.forward(weights, batch.inputs, extent, batch.documents, draw, &mut Past::None)?;
+        let Self { model, recompute, buffers, .. } = self;
+        buffers.fit_backward(&model.config, extent, model.precision);
         buffers.fit_scratch(training_scratch_len(&model.config, extent));
         let Buffers { positions, stream, saved, normed, rstd, nll, d_stream, shared } = buffers;
         nll.resize(extent.tokens(), 0.0);
-        let rows = Rows { extent, positions, documents: batch.documents };
+        let rows = Rows { extent, positions, documents: batch.documents, draw };
         let (layers, width) = (model.config.n_layer, model.config.n_embd);
 
         let labels = match labels {
@@ -235,13 +308,13 @@ impl LlamaCpu {
         };
         let Shared { d_normed, scratch, .. } = shared;
         let loss = timed(Part::Head, || {
-            let d_head = Some(slots.slot(model.parameters.head).into());
+            let d_head = model.adapters.is_none().then(|| slots.slot(model.parameters.head).into());
             cross_entropy::forward_backward(normed, model.head(weights), labels, nll, d_normed, d_head, scratch)
         })?;
         let (norm, input) = (model.parameters.norm_final, (&stream[layers][..], &rstd[..]));
         model.norm_backward(weights, slots, norm, input, d_normed, Gradient::overwrite(d_stream), scratch);
 
-        for (layer, block) in model.parameters.blocks.iter().enumerate().rev() {
+        for layer in (0..layers).rev() {
             let (x, y) = neighbours(stream, layer);
             let place = layer.min(saved.len() - 1);
             let saved = &mut saved[place];
@@ -249,11 +322,15 @@ impl LlamaCpu {
             if *recompute == Recompute::Block && layer + 1 < layers {
                 model.block_forward(weights, layer, rows, &mut Past::None, x, saved, y, shared);
             }
-            model.block_backward(weights, slots, block, rows, x, saved, d_stream, shared);
+            model.block_backward(weights, slots, layer, rows, x, saved, d_stream, shared);
         }
-        timed(Part::Embedding, || {
-            embedding::backward(batch.inputs, d_stream, width, slots.slot(model.parameters.token_embedding).into())
-        })?;
+        if model.adapters.is_none() {
+            if let Some(mask) = Site::Embedding.mask(draw, model.dropout) {
+                timed(Part::Embedding, || dropout::in_place(mask, width, d_stream));
+            }
+            let d_tokens = slots.slot(model.parameters.token_embedding).into();
+            timed(Part::Embedding, || embedding::backward(batch.inputs, d_stream, width, d_tokens))?;
+        }
         Ok(loss.into())
     }
 }

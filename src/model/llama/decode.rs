@@ -28,7 +28,7 @@ impl LlamaCpu {
     ) -> Result<()> {
         cache.restart(sequence, prompt.len())?;
         let extent = Extent { rows: 1, time: prompt.len() };
-        self.forward(weights, prompt, extent, Documents::Whole, &mut Past::Fill { cache, sequence })?;
+        self.forward(weights, prompt, extent, Documents::Whole, None, &mut Past::Fill { cache, sequence })?;
         let normed = &self.buffers.normed;
         self.head_logits(weights, &normed[normed.len() - self.model.config.n_embd..], logits);
         Ok(())
@@ -46,7 +46,7 @@ impl LlamaCpu {
         logits: &mut [f32],
     ) -> Result<()> {
         let extent = Extent { rows: tokens.len(), time: 1 };
-        self.forward(weights, tokens, extent, Documents::Whole, &mut Past::Extend(cache))?;
+        self.forward(weights, tokens, extent, Documents::Whole, None, &mut Past::Extend(cache))?;
         self.head_logits(weights, &self.buffers.normed, logits);
         Ok(())
     }
@@ -54,9 +54,21 @@ impl LlamaCpu {
     /// Logits [rows * time, V] of every position.
     pub fn logits(&mut self, weights: Weights, inputs: &[u32], rows: usize) -> Result<Vec<f32>> {
         let extent = Extent { rows, time: inputs.len() / rows.max(1) };
-        self.forward(weights, inputs, extent, Documents::Whole, &mut Past::None)?;
+        self.forward(weights, inputs, extent, Documents::Whole, None, &mut Past::None)?;
         let mut logits = vec![0.0; inputs.len() * self.model.config.vocab_size];
         self.head_logits(weights, &self.buffers.normed, &mut logits);
+        Ok(logits)
+    }
+
+    /// Logits [places.len(), V] of some positions, which count in [rows * time].
+    pub fn logits_at(&mut self, weights: Weights, inputs: &[u32], rows: usize, places: &[usize]) -> Result<Vec<f32>> {
+        let width = self.model.config.n_embd;
+        let extent = Extent { rows, time: inputs.len() / rows.max(1) };
+        self.forward(weights, inputs, extent, Documents::Whole, None, &mut Past::None)?;
+        let hidden = &self.buffers.normed;
+        let chosen: Vec<f32> = places.iter().flat_map(|&place| &hidden[place * width..][..width]).copied().collect();
+        let mut logits = vec![0.0; places.len() * self.model.config.vocab_size];
+        self.head_logits(weights, &chosen, &mut logits);
         Ok(logits)
     }
 

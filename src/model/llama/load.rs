@@ -2,35 +2,36 @@
 
 use super::LlamaConfig;
 use crate::model::Head;
-use crate::model::weights::{self, HEAD, Stored};
+use crate::model::weights::{self, HEAD, Stored, StoredModel};
 use crate::params::Layout;
 use anyhow::{Result, ensure};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// Fills `out` (a flat storage of `layout`, which is `config`'s) from weight files.
+/// Finds every parameter in weight files.
 ///
 /// Names with and without the prefix `model.` are accepted, the rotation's frequencies that old files carry are passed
 /// over, and a head in the file of a tied model must equal the token embedding.
 ///
 /// # Errors
-/// When a file is torn, a parameter is missing or of another shape, a number is not finite, or a tensor is left over.
-pub fn load(config: &LlamaConfig, layout: &Layout, files: &[PathBuf], out: &mut [f32]) -> Result<()> {
-    let mut stored: BTreeMap<String, Stored> = BTreeMap::new();
+/// When a file is torn or holds a tensor twice.
+pub fn stored(config: &LlamaConfig, layout: &Layout, files: &[PathBuf]) -> Result<StoredModel> {
+    let mut tensors: BTreeMap<String, Stored> = BTreeMap::new();
     for (name, place) in weights::headers(files)? {
         if name.ends_with("rotary_emb.inv_freq") {
             continue;
         }
         let full = if name == HEAD || name.starts_with("model.") { name.clone() } else { format!("model.{name}") };
-        ensure!(stored.insert(full, place).is_none(), "the weights hold {name} twice, with and without a prefix");
+        ensure!(tensors.insert(full, place).is_none(), "the weights hold {name} twice, with and without a prefix");
     }
     let tied_to = (config.head == Head::Tied).then(|| config.parameters(layout).token_embedding);
-    weights::load_exactly(layout, stored, tied_to, out)
+    Ok(StoredModel { tensors, tied_to })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::ModelShape;
     use crate::model::llama::SpecialIds;
     use crate::ops::rotary::Scaling;
     use half::f16;
@@ -53,6 +54,10 @@ mod tests {
             head,
             special_ids: SpecialIds::default(),
         }
+    }
+
+    fn load(config: &LlamaConfig, layout: &Layout, files: &[PathBuf], out: &mut [f32]) -> Result<()> {
+        ModelShape::Llama(config.clone()).load(layout, files, out)
     }
 
     /// Writes tensors (name, shape, numbers) as f16.

@@ -12,7 +12,7 @@ pub mod twin;
 pub use config::{BlockParameters, LlamaConfig, LlamaParameters, SpecialIds};
 pub use cpu::LlamaCpu;
 pub use generic::LlamaGeneric;
-pub use load::load;
+pub use load::stored;
 
 #[cfg(test)]
 mod tests;

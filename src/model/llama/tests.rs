@@ -246,13 +246,14 @@ fn decoding_with_the_cache_gives_the_logits_of_the_whole_sequence() -> Result<()
 fn the_memory_that_is_planned_is_the_memory_that_a_step_takes() -> Result<()> {
     let config = config(4, 2, Head::Tied);
     let (layout, mut store, inputs, targets) = case(&config, 19)?;
-    for recompute in [Recompute::None, Recompute::Block] {
-        let mut model = LlamaCpu::new(config.clone(), Arc::clone(&layout), recompute, Precision::F32);
+    let both = [Recompute::None, Recompute::Block];
+    for (recompute, precision) in both.into_iter().flat_map(|r| [Precision::F32, Precision::Bf16].map(|p| (r, p))) {
+        let mut model = LlamaCpu::new(config.clone(), Arc::clone(&layout), recompute, precision);
         let batch = Batch { inputs: &inputs, targets: &targets, rows: ROWS, documents: Documents::Whole };
         store.start_gradients();
         store.backward(|weights, slots| model.gradients(weights, slots, batch, Labels::Data))??;
         let extent = Extent { rows: ROWS, time: 19 };
-        assert_eq!(model.buffers.bytes(), LlamaCpu::working_bytes(&config, extent, recompute));
+        assert_eq!(model.buffers.bytes(), LlamaCpu::working_bytes(&config, extent, recompute, precision));
     }
     Ok(())
 }

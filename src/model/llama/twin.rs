@@ -5,9 +5,11 @@
 //! softmax would cut the graph silently.
 
 use super::LlamaConfig;
-use crate::model::twin::Places;
+use crate::model::twin::{Places, loss_sum};
+use crate::model::{Batch, IGNORE};
 use crate::ops::rotary::Table;
-use candle_core::{D, Result, Tensor};
+use crate::params::Layout;
+use candle_core::{D, Result, Tensor, bail};
 use candle_nn::ops::softmax;
 
 /// One block's nine parameters, in the order of [`super::BlockParameters`].
@@ -122,4 +124,18 @@ pub fn logits(config: &LlamaConfig, norm: &Tensor, head: &Tensor, x: &Tensor) ->
     let (batch, time, width) = x.dims3()?;
     let hidden = rms_norm(x, norm, config.rms_norm_epsilon)?;
     hidden.reshape((batch * time, width))?.matmul(&head.t()?)
+}
+
+/// The sum of the losses of a batch and the number of its targets; `tensors` in the layout's order.
+pub fn loss(config: &LlamaConfig, layout: &Layout, tensors: &[Tensor], batch: Batch) -> Result<(Tensor, u64)> {
+    let Some(first) = tensors.first() else { bail!("a model without parameters") };
+    let places = Places::new(batch.documents, batch.extent(), first.dtype(), first.device())?;
+    let (rotation, parameters) = (Rotation::new(config, &places)?, config.parameters(layout));
+    let of = |index: usize| tensors[index].clone();
+    let ids = Tensor::from_slice(batch.inputs, (batch.rows, batch.sequence_length()), first.device())?;
+    let mut x = embed(&of(parameters.token_embedding), &ids)?;
+    for block in &parameters.blocks {
+        x = self::block(config, &places, &rotation, &block.all().map(of).into(), &x)?;
+    }
+    loss_sum(&logits(config, &of(parameters.norm_final), &of(parameters.head), &x)?, batch.targets, IGNORE)
 }

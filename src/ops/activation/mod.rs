@@ -10,4 +10,4 @@
 mod cpu;
 pub mod reference;
 
-pub use cpu::{gelu, gelu_backward, swiglu, swiglu_backward};
+pub use cpu::{SwigluGradients, gelu, gelu_backward, swiglu, swiglu_backward};

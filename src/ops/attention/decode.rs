@@ -7,13 +7,15 @@ use crate::ops::simd::{Level, dot, exp_in_place, kernel, max};
 /// Keys and values of the positions so far.
 #[derive(Clone, Copy, Debug)]
 pub struct Cache<'a> {
-    /// [B, capacity, kv_heads * head_dim].
+    /// [S, capacity, kv_heads * head_dim] of S sequences.
     pub keys: &'a [f32],
     /// As `keys`.
     pub values: &'a [f32],
     /// Positions that a sequence has room for.
     pub capacity: usize,
-    /// Positions that each sequence attends to, the newest included, [B]; at least 1.
+    /// The sequence that each row of q belongs to, [B].
+    pub sequences: &'a [usize],
+    /// Positions that each sequence attends to, the newest included, [S]; at least 1 where it has a row.
     pub lengths: &'a [usize],
 }
 
@@ -27,17 +29,21 @@ pub fn decode_scratch_len(capacity: usize) -> usize {
 pub fn decode(shape: Shape, scale: f32, q: &[f32], cache: Cache, y: &mut [f32], scratch: &mut [f32]) {
     shape.check();
     let Shape { batch, heads, kv_heads, head_dim, .. } = shape;
-    let Cache { keys, values, capacity, lengths } = cache;
+    let Cache { keys, values, capacity, sequences, lengths } = cache;
     let stride = shape.kv_width();
     assert!(q.len() == batch * shape.q_width() && y.len() == q.len(), "decode: q and y are not [B, heads * head_dim]");
-    assert!(keys.len() == batch * capacity * stride && values.len() == keys.len(), "decode: the cache's length");
-    assert!(lengths.len() == batch && lengths.iter().all(|l| (1..=capacity).contains(l)), "decode: lengths");
+    assert!(
+        keys.len() == lengths.len() * capacity * stride && values.len() == keys.len(),
+        "decode: the cache's length"
+    );
+    let fits = |&sequence: &usize| lengths.get(sequence).is_some_and(|length| (1..=capacity).contains(length));
+    assert!(sequences.len() == batch && sequences.iter().all(fits), "decode: sequences and lengths");
     let level = Level::current();
     let y = SharedRows::new(y, head_dim);
     for_each_with_scratch(batch * heads, capacity, scratch, |task, scores| {
         let (b, h) = (task / heads, task % heads);
-        let from = b * capacity * stride + h / (heads / kv_heads) * head_dim;
-        let scores = &mut scores[..lengths[b]];
+        let from = sequences[b] * capacity * stride + h / (heads / kv_heads) * head_dim;
+        let scores = &mut scores[..lengths[sequences[b]]];
         let sum = scores_of(level, &q[task * head_dim..][..head_dim], &keys[from..], stride, scale, scores);
         // SAFETY: this task alone has row `task` of y.
         let result = unsafe { y.segment(task, 0, head_dim) };
@@ -95,11 +101,17 @@ mod tests {
                 expected.extend_from_slice(&y[(length - 1) * shape.q_width()..]);
             }
             at_every_level(|level| {
-                let cache = Cache { keys: &keys, values: &values, capacity, lengths: &lengths };
+                let cache = Cache { keys: &keys, values: &values, capacity, sequences: &[0, 1], lengths: &lengths };
                 let mut y = vec![7.0; q.len()];
                 let mut scratch = vec![f32::NAN; decode_scratch_len(capacity)];
                 decode(shape, shape.scale(), &q, cache, &mut y, &mut scratch);
                 assert_close(&format!("y {heads} {level:?}"), &y, &expected, 3e-6);
+                // The second sequence alone.
+                let (one, width) = (Shape { batch: 1, ..shape }, shape.q_width());
+                let mut alone = vec![7.0; width];
+                let cache = Cache { sequences: &[1], ..cache };
+                decode(one, shape.scale(), &q[width..], cache, &mut alone, &mut scratch);
+                assert_eq!(alone, y[width..], "{level:?}");
             });
         }
     }

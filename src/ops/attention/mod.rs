@@ -8,6 +8,10 @@
 //! dp = dy v^T    ds = p * (dp - rowsum(dy * y))    dq = scale * ds k    dk = scale * ds^T q    dv = p^T dy
 //! ```
 //!
+//! With dropout y_i = sum_j m[i, j] p[i, j] v_j, where m is 0 or 1 / (1 - probability); dp and p in dv are multiplied by m.
+//!
+//! Of inputs in bf16 the products round their operands to bf16 too; scores, softmax and sums are f32 always.
+//!
 //! Rows come in blocks of [`BLOCK`]; blocks above the diagonal are never formed. With fewer heads for keys and values
 //! than for queries (grouped-query attention), query head h reads key head h / (heads / kv_heads). Where several
 //! documents stand in a row, j goes from the beginning of i's document only, and blocks that lie before it are not formed.
@@ -16,6 +20,8 @@ mod cpu;
 mod decode;
 pub mod reference;
 
+use super::Values;
+use super::dropout::Mask;
 pub use cpu::{backward, forward, scratch_len};
 pub use decode::{Cache, decode, decode_scratch_len};
 
@@ -90,13 +96,27 @@ impl<'a> Documents<'a> {
     }
 }
 
+/// Which scores take part in a pass.
+#[derive(Clone, Copy, Debug)]
+pub struct Pattern<'a> {
+    pub documents: Documents<'a>,
+    /// Drops probabilities: column j of row (b heads + h) T + i of the mask is that of key j for query i.
+    pub dropout: Option<Mask>,
+}
+
+impl<'a> From<Documents<'a>> for Pattern<'a> {
+    fn from(documents: Documents<'a>) -> Self {
+        Self { documents, dropout: None }
+    }
+}
+
 /// Queries, keys and values. A row is a position, in it the heads stand one after another.
 #[derive(Clone, Copy, Debug)]
 pub enum Inputs<'a> {
     /// [B*T, (heads + 2 kv_heads) * head_dim]: q, then k, then v in each row.
-    Fused(&'a [f32]),
+    Fused(Values<'a>),
     /// q [B*T, heads * head_dim], k and v [B*T, kv_heads * head_dim].
-    Separate { q: &'a [f32], k: &'a [f32], v: &'a [f32] },
+    Separate { q: Values<'a>, k: Values<'a>, v: Values<'a> },
 }
 
 /// Where [`backward`] puts the gradients of [`Inputs`], in the same layout. They are overwritten.
@@ -110,9 +130,9 @@ pub enum InputGradients<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct Saved<'a> {
     pub inputs: Inputs<'a>,
-    pub documents: Documents<'a>,
+    pub pattern: Pattern<'a>,
     /// [B*T, heads * head_dim].
-    pub y: &'a [f32],
+    pub y: Values<'a>,
     /// Natural logarithm of each row's sum of e^s, [B, heads, T].
     pub log_sum_exp: &'a [f32],
 }

@@ -1,10 +1,11 @@
 //! The fused head on the CPU: chunks of rows, whose logits become their own gradient in place.
 
 use super::{Head, IGNORE, Labels, Loss, TargetError};
-use crate::ops::product::{Operand, Size, Threads, multiply_in};
+use crate::ops::product::{Matrix, Operand, Precision, Size, Threads, multiply_in};
 use crate::ops::simd::{LANES, Level, aligned, exp, exp_in_place, kernel, max, sum_of};
-use crate::ops::{Gradient, Into};
+use crate::ops::{Gradient, Into, Number};
 use crate::random::uniform;
+use half::bf16;
 use rayon::prelude::*;
 
 /// Rows of a chunk for a large vocabulary: enough work for the products' packing and for the pass over the head's
@@ -116,11 +117,14 @@ pub fn forward_backward(
                     row.fill(0.0);
                     0.0
                 }
-                (_, true) => row_gradient(level, row, Label::Draw(*nll)),
-                (target, false) => row_gradient(level, row, Label::Target(target as usize)),
+                (_, true) => row_gradient(level, row, Label::Draw(*nll), precision),
+                (target, false) => row_gradient(level, row, Label::Target(target as usize), precision),
             };
         });
-        let slopes = Operand::row_major(logits, stride);
+        let slopes = match precision {
+            Precision::F32 => Matrix::F32(Operand::row_major(logits, stride)),
+            Precision::Bf16 => Matrix::Bf16(Operand::row_major(bytemuck::cast_slice(logits), 2 * stride)),
+        };
         let size = Size { m: rows, k: vocabulary, n: width };
         multiply_in(precision, Threads::All, size, slopes, weight.row_major(width), 1.0, dx, width, Into::Overwrite);
         if let Some(dweight) = &mut dweight {
@@ -165,8 +169,9 @@ enum Label {
     Draw(f64),
 }
 
-/// Logits become softmax - onehot(label); the label's negative log-likelihood.
-fn row_gradient(level: Level, row: &mut [f32], label: Label) -> f64 {
+/// Logits become softmax - onehot(label), in bf16 at the front of the row where that is the precision; the label's
+/// negative log-likelihood.
+fn row_gradient(level: Level, row: &mut [f32], label: Label, precision: Precision) -> f64 {
     let (greatest, sum, label, logit) = match label {
         Label::Target(label) => {
             let logit = row[label];
@@ -179,9 +184,18 @@ fn row_gradient(level: Level, row: &mut [f32], label: Label) -> f64 {
             (greatest, sum, label, greatest + row[label].ln())
         }
     };
-    let slope = f64::from(row[label]) / sum - 1.0;
-    scale(level, row, (1.0 / sum) as f32);
-    row[label] = slope as f32;
+    let slope = (f64::from(row[label]) / sum - 1.0) as f32;
+    let factor = (1.0 / sum) as f32;
+    match precision {
+        Precision::F32 => {
+            scale(level, row, factor);
+            row[label] = slope;
+        }
+        Precision::Bf16 => {
+            scale_to_front(level, row, factor);
+            bytemuck::cast_slice_mut::<f32, bf16>(row)[label] = bf16::from_f32(slope);
+        }
+    }
     f64::from(greatest) + sum.ln() - f64::from(logit)
 }
 
@@ -226,6 +240,31 @@ kernel! {
 kernel! {
     fn scale(row: &mut [f32], factor: f32) {
         row.iter_mut().for_each(|value| *value *= factor);
+    }
+}
+
+kernel! {
+    /// As `scale`, with the results in bf16 at the front of the row: half of it, and the other half is left over.
+    fn scale_to_front(row: &mut [f32], factor: f32) {
+        let len = row.len();
+        let words: &mut [u16] = bytemuck::cast_slice_mut(row);
+        let of = |low: u16, high: u16| {
+            // An f32 is two words in memory, whose order is the machine's.
+            f32::from_ne_bytes(bytemuck::cast([low, high]))
+        };
+        // A block is read before it is written, and everything before it has been read already.
+        for first in (0..len - len % LANES).step_by(LANES) {
+            let mut block = [0u16; 2 * LANES];
+            block.copy_from_slice(&words[2 * first..][..2 * LANES]);
+            let mut rounded = [0u16; LANES];
+            for lane in 0..LANES {
+                rounded[lane] = bf16::round(factor * of(block[2 * lane], block[2 * lane + 1])).to_bits();
+            }
+            words[first..][..LANES].copy_from_slice(&rounded);
+        }
+        for index in len - len % LANES..len {
+            words[index] = bf16::round(factor * of(words[2 * index], words[2 * index + 1])).to_bits();
+        }
     }
 }
 

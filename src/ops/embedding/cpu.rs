@@ -3,8 +3,10 @@
 
 use super::{IdError, Positions};
 use crate::ops::parallel::rows_a_piece;
+use crate::ops::product::Numbers;
 use crate::ops::simd::{Level, kernel};
-use crate::ops::{Gradient, Into};
+use crate::ops::{Gradient, Into, nf4};
+use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 /// Ranges that a table's gradient is cut into; every one reads all ids, so more would cost more than they balance.
@@ -14,13 +16,14 @@ const RANGES: usize = 32;
 ///
 /// # Errors
 /// When an id lies outside the table; y is then partly written.
-pub fn forward(
+pub fn forward<'a>(
     ids: &[u32],
-    tokens: &[f32],
+    tokens: impl std::convert::Into<Numbers<'a>>,
     positions: Option<Positions>,
     width: usize,
     y: &mut [f32],
 ) -> Result<(), IdError> {
+    let tokens = tokens.into();
     check(ids, tokens.len(), width)?;
     assert_eq!(y.len(), ids.len() * width, "embedding: y is not [N, C]");
     if let Some(Positions { table, places }) = positions {
@@ -32,17 +35,23 @@ pub fn forward(
     let rows = rows_a_piece(width);
     y.par_chunks_mut(rows * width).zip(ids.par_chunks(rows)).enumerate().for_each(|(piece, (y, ids))| {
         for (index, (y, &id)) in y.chunks_exact_mut(width).zip(ids).enumerate() {
-            let token = &tokens[id as usize * width..][..width];
-            match positions {
-                None => y.copy_from_slice(token),
-                Some(Positions { table, places }) => {
-                    let position = places[piece * rows + index] as usize;
-                    sum(level, token, &table[position * width..][..width], y);
-                }
+            copy_row(level, tokens, id as usize * width, y);
+            if let Some(Positions { table, places }) = positions {
+                add(level, &table[places[piece * rows + index] as usize * width..][..width], y);
             }
         }
     });
     Ok(())
+}
+
+/// The numbers of a table from `first` on, in f32.
+fn copy_row(level: Level, table: Numbers, first: usize, y: &mut [f32]) {
+    match table {
+        Numbers::F32(table) => y.copy_from_slice(&table[first..first + y.len()]),
+        Numbers::Bf16(table) => table[first..first + y.len()].convert_to_f32_slice(y),
+        Numbers::F16(table) => table[first..first + y.len()].convert_to_f32_slice(y),
+        Numbers::Nf4(table) => nf4::dequantize(level, table, first, y),
+    }
 }
 
 /// dtokens [V, C] (+)= rows of dy [N, C], each at its id.
@@ -75,14 +84,6 @@ fn check(ids: &[u32], table_len: usize, width: usize) -> Result<(), IdError> {
     match ids.iter().position(|&id| id as usize >= vocabulary) {
         None => Ok(()),
         Some(place) => Err(IdError { place, id: ids[place], vocabulary }),
-    }
-}
-
-kernel! {
-    fn sum(a: &[f32], b: &[f32], y: &mut [f32]) {
-        for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
-            *y = a + b;
-        }
     }
 }
 
@@ -138,7 +139,7 @@ mod tests {
     #[test]
     fn an_id_outside_the_vocabulary_is_an_error_that_names_its_place() {
         let error = IdError { place: 1, id: 5, vocabulary: 5 };
-        assert_eq!(forward(&[0, 5], &[0.0; 10], None, 2, &mut [0.0; 4]), Err(error));
+        assert_eq!(forward(&[0, 5], &[0.0; 10][..], None, 2, &mut [0.0; 4]), Err(error));
         let mut table = [1.0; 10];
         assert_eq!(backward(&[0, 5], &[0.0; 4], 2, Gradient::overwrite(&mut table)), Err(error));
         assert_eq!(table, [1.0; 10]);

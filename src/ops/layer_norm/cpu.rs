@@ -3,16 +3,29 @@
 use super::Saved;
 use crate::ops::parallel::{add_parts, rows_a_part, rows_a_piece};
 use crate::ops::simd::{LANES, Level, kernel, lanes_sum, sum_of};
-use crate::ops::{Gradient, Into};
+use crate::ops::values::each_kind;
+use crate::ops::{Gradient, Into, Number, ValuesMut};
 use rayon::prelude::*;
 
 /// Normalises x [R, C] into y [R, C]; mean and rstd [R] are for [`backward`]. C is `weight.len()`.
-pub fn forward(
+pub fn forward<'a>(
     x: &[f32],
     weight: &[f32],
     bias: &[f32],
     epsilon: f32,
-    y: &mut [f32],
+    y: impl std::convert::Into<ValuesMut<'a>>,
+    mean: &mut [f32],
+    rstd: &mut [f32],
+) {
+    each_kind!(ValuesMut, y.into(), y => forward_to(x, weight, bias, epsilon, y, mean, rstd));
+}
+
+fn forward_to<N: Number>(
+    x: &[f32],
+    weight: &[f32],
+    bias: &[f32],
+    epsilon: f32,
+    y: &mut [N],
     mean: &mut [f32],
     rstd: &mut [f32],
 ) {
@@ -31,12 +44,21 @@ pub fn scratch_len(rows: usize, width: usize) -> usize {
     rows.div_ceil(rows_a_part(rows)) * 2 * width
 }
 
-/// Gradients of [`forward`] for dy [R, C]: dx [R, C] (accumulating adds to the residual stream's), dweight and dbias [C].
-pub fn backward(saved: Saved, dy: &[f32], dx: Gradient, dweight: Gradient, dbias: Gradient, scratch: &mut [f32]) {
-    let Saved { x, weight, mean, rstd } = saved;
+/// Gradients of [`forward`] for dy [R, C]: dx [R, C] (accumulating adds to the residual stream's), dweight and dbias [C],
+/// which frozen parameters do without.
+pub fn backward<'a>(
+    saved: Saved,
+    dy: &[f32],
+    dx: Gradient,
+    dweight: impl std::convert::Into<Option<Gradient<'a>>>,
+    dbias: impl std::convert::Into<Option<Gradient<'a>>>,
+    scratch: &mut [f32],
+) {
+    let (Saved { x, weight, mean, rstd }, dweight, dbias) = (saved, dweight.into(), dbias.into());
     let (level, width) = (Level::current(), weight.len());
     let rows = mean.len();
-    assert!(width > 0 && dweight.data.len() == width && dbias.data.len() == width, "layer norm: parameter gradients");
+    let fits = |gradient: &Option<Gradient>| gradient.as_ref().is_none_or(|gradient| gradient.data.len() == width);
+    assert!(width > 0 && fits(&dweight) && fits(&dbias), "layer norm: parameter gradients");
     let total = rows * width;
     assert!(
         x.len() == total && dy.len() == total && dx.data.len() == total && rstd.len() == rows,
@@ -55,13 +77,16 @@ pub fn backward(saved: Saved, dy: &[f32], dx: Gradient, dweight: Gradient, dbias
             let (dweight, dbias) = sums.split_at_mut(width);
             backward_rows(level, x, dy, weight, mean, rstd, dx, dx_into, dweight, dbias);
         });
-    add_parts(level, scratch, 2 * width, 0, dweight);
-    add_parts(level, scratch, 2 * width, width, dbias);
+    for (from, gradient) in [(0, dweight), (width, dbias)] {
+        if let Some(gradient) = gradient {
+            add_parts(level, scratch, 2 * width, from, gradient);
+        }
+    }
 }
 
 kernel! {
-    fn forward_rows(
-        x: &[f32], weight: &[f32], bias: &[f32], epsilon: f32, y: &mut [f32], mean: &mut [f32], rstd: &mut [f32],
+    fn forward_rows<N>(
+        x: &[f32], weight: &[f32], bias: &[f32], epsilon: f32, y: &mut [N], mean: &mut [f32], rstd: &mut [f32],
     ) {
         let width = weight.len();
         let rows = x.chunks_exact(width).zip(y.chunks_exact_mut(width)).zip(mean.iter_mut().zip(rstd));
@@ -70,7 +95,7 @@ kernel! {
             let variance = sum_of(x, |x| (x - mean) * (x - mean)) / width as f32;
             let rstd = 1.0 / (variance + epsilon).sqrt();
             for (((y, x), weight), bias) in y.iter_mut().zip(x).zip(weight).zip(bias) {
-                *y = (x - mean) * rstd * weight + bias;
+                *y = N::round((x - mean) * rstd * weight + bias);
             }
             (*mean_out, *rstd_out) = (mean, rstd);
         }
@@ -129,6 +154,7 @@ mod tests {
     use super::super::reference;
     use super::*;
     use crate::ops::testing::*;
+    use half::bf16;
 
     const EPSILON: f32 = 1e-5;
 
@@ -177,6 +203,20 @@ mod tests {
                         assert_close(&format!("{name} {rows}x{width} {level:?} {into:?}"), actual, expected, tolerance);
                     }
                 }
+            });
+        }
+    }
+
+    #[test]
+    fn written_in_bf16_the_result_is_that_in_f32_rounded_once() {
+        for (rows, width) in [(1, 1), (5, 7), (70, 129)] {
+            let (x, weight, bias, _) = problem(rows, width);
+            let [expected, ..] = run(rows, width, Into::Overwrite, 0.0);
+            at_every_level(|level| {
+                let (mut y, [mut mean, mut rstd]) = (vec![bf16::ONE; x.len()], [(); 2].map(|()| vec![0.0; rows]));
+                forward(&x, &weight, &bias, EPSILON, &mut y[..], &mut mean, &mut rstd);
+                let same = |(y, &e): (&bf16, &f32)| y.to_bits() == bf16::from_f32(e).to_bits();
+                assert!(y.iter().zip(&expected).all(same), "{rows}x{width} {level:?}");
             });
         }
     }

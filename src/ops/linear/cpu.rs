@@ -1,11 +1,14 @@
 //! The linear layer on the CPU: products over the whole pool, bias and residual preset in y and accumulated onto.
 
+use super::few_rows::{self, FEW_ROWS};
 use super::{Dims, Orientation, Weight};
 use crate::ops::parallel::rows_a_piece;
-use crate::ops::product::{Matrix, Numbers, Operand, Size, Threads, multiply_in};
+use crate::ops::product::{Matrix, Numbers, Size, Threads, multiply_in};
 use crate::ops::simd::{Level, kernel};
-use crate::ops::{Gradient, Into};
+use crate::ops::values::each_kind;
+use crate::ops::{Gradient, Into, Number, Values};
 use rayon::prelude::*;
+use std::borrow::Cow;
 
 /// Columns that one task of the bias gradient sums: two cache lines' worth of rows at least.
 const BIAS_COLUMNS: usize = 128;
@@ -21,50 +24,58 @@ pub fn forward<'a>(
     y: &mut [f32],
 ) {
     let (x, Dims { inputs, outputs, precision, .. }) = (x.into(), weight.dims);
-    let rows = rows_of("linear", y, outputs);
+    let rows = rows_of("linear", y.len(), outputs);
     assert_eq!(x.len(), rows * inputs, "linear: x is not [R, I]");
     assert!(bias.is_none_or(|bias| bias.len() == outputs), "linear: the bias is not [O]");
     assert!(residual.is_none_or(|residual| residual.len() == y.len()), "linear: the residual is not [R, O]");
+    if rows <= FEW_ROWS {
+        let x: Cow<[f32]> = match x {
+            Numbers::F32(x) => x.into(),
+            Numbers::Bf16(x) => x.iter().map(|value| value.widen()).collect(),
+            Numbers::F16(_) | Numbers::Nf4(_) => unreachable!("activations are f32 or bf16"),
+        };
+        return few_rows::forward(&x, weight, bias, residual, y);
+    }
     let into = preset(bias, residual, y, outputs);
     let size = Size { m: rows, k: inputs, n: outputs };
     multiply_in(precision, Threads::All, size, x.row_major(inputs), in_out(weight), 1.0, y, outputs, into);
 }
 
 /// dx [R, I] (+)= dy [R, O] W^T.
-pub fn backward_input(dy: &[f32], weight: Weight, dx: Gradient) {
-    let Dims { inputs, outputs, precision, .. } = weight.dims;
-    let rows = rows_of("linear backward", dx.data, inputs);
+pub fn backward_input<'a>(dy: impl std::convert::Into<Values<'a>>, weight: Weight, dx: Gradient) {
+    let (dy, Dims { inputs, outputs, precision, .. }) = (Numbers::from(dy.into()), weight.dims);
+    let rows = rows_of("linear backward", dx.data.len(), inputs);
     assert_eq!(dy.len(), rows * outputs, "linear backward: dy is not [R, O]");
     let size = Size { m: rows, k: outputs, n: inputs };
-    let dy = Operand::row_major(dy, outputs);
+    let dy = dy.row_major(outputs);
     multiply_in(precision, Threads::All, size, dy, in_out(weight).transposed(), 1.0, dx.data, inputs, dx.into);
 }
 
 /// dweight (+)= x^T dy in the weight's orientation, dbias [O] (+)= sum over rows of dy.
 pub fn backward_weight<'a>(
     x: impl std::convert::Into<Numbers<'a>>,
-    dy: &[f32],
+    dy: impl std::convert::Into<Values<'a>>,
     dims: Dims,
     dweight: Gradient,
     dbias: Option<Gradient>,
 ) {
-    let (x, Dims { inputs, outputs, orientation, precision }) = (x.into(), dims);
-    let rows = rows_of("linear backward", dy, outputs);
+    let (x, dy, Dims { inputs, outputs, orientation, precision }) = (x.into(), dy.into(), dims);
+    let rows = rows_of("linear backward", dy.len(), outputs);
     assert_eq!(x.len(), rows * inputs, "linear backward: x is not [R, I]");
     assert_eq!(dweight.data.len(), inputs * outputs, "linear backward: the weight's gradient is not I x O");
-    let (x, dy_operand) = (x.row_major(inputs), Matrix::F32(Operand::row_major(dy, outputs)));
+    let (x, dy_operand) = (x.row_major(inputs), Numbers::from(dy).row_major(outputs));
     let (m, n, a, b) = match orientation {
         Orientation::InOut => (inputs, outputs, x.transposed(), dy_operand),
         Orientation::OutIn => (outputs, inputs, dy_operand.transposed(), x),
     };
     multiply_in(precision, Threads::All, Size { m, k: rows, n }, a, b, 1.0, dweight.data, n, dweight.into);
     if let Some(dbias) = dbias {
-        add_rows(dy, dbias);
+        each_kind!(Values, dy, dy => add_rows(dy, dbias));
     }
 }
 
 /// target [O] (+)= sum over rows of dy [R, O].
-fn add_rows(dy: &[f32], target: Gradient) {
+fn add_rows<N: Number>(dy: &[N], target: Gradient) {
     let (level, outputs, into) = (Level::current(), target.data.len(), target.into);
     assert!(outputs > 0 && dy.len().is_multiple_of(outputs), "linear backward: the bias gradient is not [O]");
     target.data.par_chunks_mut(BIAS_COLUMNS).enumerate().for_each(|(index, target)| {
@@ -82,9 +93,9 @@ fn in_out(weight: Weight) -> Matrix {
     }
 }
 
-fn rows_of(what: &str, matrix: &[f32], columns: usize) -> usize {
-    assert!(columns > 0 && matrix.len().is_multiple_of(columns), "{what}: not whole rows of {columns}");
-    matrix.len() / columns
+fn rows_of(what: &str, len: usize, columns: usize) -> usize {
+    assert!(columns > 0 && len.is_multiple_of(columns), "{what}: not whole rows of {columns}");
+    len / columns
 }
 
 /// Fills y with what the product is added to, and says whether there is anything to add to.
@@ -121,7 +132,7 @@ kernel! {
 
 kernel! {
     /// target (+)= sums of the columns first..first + target.len() of dy, whose rows have `outputs` columns.
-    fn column_sums(dy: &[f32], outputs: usize, first: usize, into: Into, target: &mut [f32]) {
+    fn column_sums<N>(dy: &[N], outputs: usize, first: usize, into: Into, target: &mut [f32]) {
         let width = target.len();
         if into == Into::Overwrite {
             target.fill(0.0);
@@ -130,7 +141,7 @@ kernel! {
             let mut sums = [0.0f32; BIAS_COLUMNS];
             for row in rows.chunks_exact(outputs) {
                 for (sum, value) in sums.iter_mut().zip(&row[first..first + width]) {
-                    *sum += value;
+                    *sum += value.widen();
                 }
             }
             for (total, sum) in target.iter_mut().zip(sums) {
@@ -226,18 +237,32 @@ mod tests {
         let dims = |orientation| Dims { inputs: 70, outputs: 90, orientation, precision: Precision::Bf16 };
         let (x, data, dy) = (normal(1, 40 * 70), normal(2, 70 * 90), normal(3, 40 * 90));
         let stored = |v: &[f32]| v.iter().map(|&v| bf16::from_f32(v)).collect::<Vec<_>>();
-        let (x_stored, data_stored) = (stored(&x), stored(&data));
+        let [x_stored, data_stored, dy_stored] = [&x, &data, &dy].map(|v| stored(v));
         for dims in [Orientation::InOut, Orientation::OutIn].map(dims) {
-            let run = |x: Numbers, data: Numbers| {
+            let run = |x: Numbers, data: Numbers, dy: Values| {
                 let weight = Weight { data, dims };
                 let (mut y, mut dx, mut dweight) = (vec![0.0; 40 * 90], vec![0.0; 40 * 70], vec![0.0; 70 * 90]);
                 forward(x, weight, None, None, &mut y);
-                backward_input(&dy, weight, Gradient::overwrite(&mut dx));
-                backward_weight(x, &dy, dims, Gradient::overwrite(&mut dweight), None);
+                backward_input(dy, weight, Gradient::overwrite(&mut dx));
+                backward_weight(x, dy, dims, Gradient::overwrite(&mut dweight), None);
                 [y, dx, dweight]
             };
-            let on_the_way = run(x[..].into(), data[..].into());
-            assert!(on_the_way == run(x_stored[..].into(), data_stored[..].into()), "{dims:?}");
+            let on_the_way = run(x[..].into(), data[..].into(), (&dy).into());
+            assert!(on_the_way == run(x_stored[..].into(), data_stored[..].into(), dy_stored[..].into()), "{dims:?}");
+        }
+    }
+
+    #[test]
+    fn the_bias_gradient_of_bf16_rows_is_the_sum_of_their_numbers() {
+        for (rows, outputs) in [(1, 1), (3, 17), (200, 129), (70, 300)] {
+            let dy: Vec<bf16> = normal(1, rows * outputs).into_iter().map(bf16::from_f32).collect();
+            let wide: Vec<f32> = dy.iter().map(|x| x.to_f32()).collect();
+            at_every_level(|level| {
+                let [mut sums, mut expected] = [(); 2].map(|()| vec![0.5; outputs]);
+                add_rows(&dy, Gradient::accumulate(&mut sums));
+                add_rows(&wide, Gradient::accumulate(&mut expected));
+                assert!(sums == expected, "{rows}x{outputs} {level:?}");
+            });
         }
     }
 

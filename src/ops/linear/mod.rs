@@ -6,10 +6,12 @@
 //! x and W are f32 or stored as bf16. The products follow the contract of [`super::product`]; the reference is the definition, in [`reference`].
 
 mod cpu;
+mod few_rows;
 pub mod reference;
 
 use super::product::{Numbers, Precision};
 pub use cpu::{backward_input, backward_weight, forward};
+pub use few_rows::FEW_ROWS;
 
 /// How a weight lies in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

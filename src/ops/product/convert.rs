@@ -1,6 +1,7 @@
 //! f32 numbers stored as bf16, for activations and for the copy of the weights that bf16 products read.
 
 use super::Threads;
+use crate::ops::Number;
 use crate::ops::simd::{Level, kernel};
 use half::bf16;
 use rayon::prelude::*;
@@ -23,19 +24,9 @@ pub fn narrow(threads: Threads, from: &[f32], to: &mut [bf16]) {
     }
 }
 
-/// `number` rounded to bf16, nearest even; NaN stays NaN. The bits of `bf16::from_f32`, but without a branch, so that a
-/// loop over it becomes vector code.
-#[inline(always)]
-pub fn to_bf16(number: f32) -> bf16 {
-    let bits = number.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
-    let quiet_nan = bits >> 16 | 0x40;
-    bf16::from_bits(if bits & 0x7fff_ffff > 0x7f80_0000 { quiet_nan } else { rounded } as u16)
-}
-
 kernel! {
     fn narrow_chunk(from: &[f32], to: &mut [bf16]) {
-        to.iter_mut().zip(from).for_each(|(to, &from)| *to = to_bf16(from));
+        to.iter_mut().zip(from).for_each(|(to, &from)| *to = bf16::round(from));
     }
 }
 

@@ -8,6 +8,7 @@ use super::pack_x86::{self, VectorWords};
 use super::tile::{self, Kernel};
 #[cfg(target_arch = "x86_64")]
 use super::tile_x86;
+use super::widen;
 use super::{Matrix, Operand, Precision};
 
 /// Instruction sets that products have kernels for, best first.
@@ -115,6 +116,9 @@ impl Instructions {
             (Matrix::F32(from), Word::Pair) => self.pack_pairs::<RoundedPairs>(from, part, out),
             (Matrix::Bf16(from), Word::Exact | Word::Rounded) => self.pack_singles::<Widened>(from, part, out),
             (Matrix::Bf16(from), Word::Pair) => self.pack_pairs::<Pairs>(from, part, out),
+            (Matrix::F16(_) | Matrix::Nf4(_), _) => {
+                widen::panels(from, part, out, |from, part, out| self.pack(word, Matrix::F32(from), part, out));
+            }
         }
     }
 

@@ -2,8 +2,8 @@
 //!
 //! [`multiply`] is f32 throughout: large products on our own AVX-512 kernel where the processor has it, others on the
 //! gemm crate's (AVX-512, AVX2 or portable, chosen at run time). [`multiply_in`] can also round the operands to bf16 and
-//! sum their products in f32, and takes operands stored as bf16. C is f32 always. No result depends on the number of
-//! threads.
+//! sum their products in f32, and takes operands stored as bf16, f16 or NF4 (which are widened panel by panel while they
+//! are packed, never as a whole). C is f32 always. No result depends on the number of threads.
 //!
 //! Weights and activations are packed anew for each product: from a bf16 copy this is 2 to 4% of the product's time, so
 //! weights packed once a step would gain less than the second copy (forward and backward need different ones) is worth.
@@ -18,9 +18,11 @@ mod scratch;
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod tile_x86;
+mod widen;
 
-pub use convert::{narrow, to_bf16};
-use half::bf16;
+use crate::params::{FrozenTensor, Nf4};
+pub use convert::narrow;
+use half::{bf16, f16};
 pub use instructions::Instructions;
 
 /// What the operands of a product are rounded to; sums are f32.
@@ -83,11 +85,21 @@ impl<'a, N> Operand<'a, N> {
     }
 }
 
-/// An operand of either type.
+/// A matrix in NF4: as [`Operand`], but (as in f16) its rows or its columns must be contiguous.
+#[derive(Clone, Copy, Debug)]
+pub struct Operand4<'a> {
+    pub data: &'a Nf4,
+    pub row_stride: usize,
+    pub column_stride: usize,
+}
+
+/// An operand of any type.
 #[derive(Clone, Copy, Debug)]
 pub enum Matrix<'a> {
     F32(Operand<'a>),
     Bf16(Operand16<'a>),
+    F16(Operand<'a, f16>),
+    Nf4(Operand4<'a>),
 }
 
 impl Matrix<'_> {
@@ -96,6 +108,10 @@ impl Matrix<'_> {
         match self {
             Self::F32(operand) => Self::F32(operand.transposed()),
             Self::Bf16(operand) => Self::Bf16(operand.transposed()),
+            Self::F16(operand) => Self::F16(operand.transposed()),
+            Self::Nf4(Operand4 { data, row_stride, column_stride }) => {
+                Self::Nf4(Operand4 { data, row_stride: column_stride, column_stride: row_stride })
+            }
         }
     }
 
@@ -103,6 +119,14 @@ impl Matrix<'_> {
         match self {
             Self::F32(operand) => operand.covers(rows, columns),
             Self::Bf16(operand) => operand.covers(rows, columns),
+            Self::F16(operand) => {
+                (operand.row_stride == 1 || operand.column_stride == 1) && operand.covers(rows, columns)
+            }
+            Self::Nf4(Operand4 { data, row_stride, column_stride }) => {
+                let contiguous = *row_stride == 1 || *column_stride == 1;
+                let last = rows.saturating_sub(1) * row_stride + columns.saturating_sub(1) * column_stride;
+                contiguous && (rows == 0 || columns == 0 || last < data.len)
+            }
         }
     }
 }
@@ -119,11 +143,13 @@ impl<'a> From<Operand16<'a>> for Matrix<'a> {
     }
 }
 
-/// Numbers stored as f32 or as bf16.
+/// Numbers stored as f32, or as something narrower.
 #[derive(Clone, Copy, Debug)]
 pub enum Numbers<'a> {
     F32(&'a [f32]),
     Bf16(&'a [bf16]),
+    F16(&'a [f16]),
+    Nf4(&'a Nf4),
 }
 
 impl<'a> Numbers<'a> {
@@ -131,6 +157,8 @@ impl<'a> Numbers<'a> {
         match self {
             Self::F32(data) => data.len(),
             Self::Bf16(data) => data.len(),
+            Self::F16(data) => data.len(),
+            Self::Nf4(data) => data.len,
         }
     }
 
@@ -143,6 +171,19 @@ impl<'a> Numbers<'a> {
         match self {
             Self::F32(data) => Matrix::F32(Operand::row_major(data, columns)),
             Self::Bf16(data) => Matrix::Bf16(Operand::row_major(data, columns)),
+            Self::F16(data) => Matrix::F16(Operand::row_major(data, columns)),
+            Self::Nf4(data) => Matrix::Nf4(Operand4 { data, row_stride: columns, column_stride: 1 }),
+        }
+    }
+}
+
+impl<'a> From<&'a FrozenTensor> for Numbers<'a> {
+    fn from(tensor: &'a FrozenTensor) -> Self {
+        match tensor {
+            FrozenTensor::F32(data) => Self::F32(data),
+            FrozenTensor::Bf16(data) => Self::Bf16(data),
+            FrozenTensor::F16(data) => Self::F16(data),
+            FrozenTensor::Nf4(data) => Self::Nf4(data),
         }
     }
 }

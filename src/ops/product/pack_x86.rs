@@ -156,9 +156,13 @@ unsafe fn pack<W: VectorWords>(from: Operand<W::Number>, part: Part, out: &mut [
     };
     for panel in 0..part.panels() {
         let words = &mut out[panel * part.panel_stride..][..steps * part.width];
-        for line in 0..part.width {
+        let lines = part.width.min(part.lines - panel * part.width);
+        for line in 0..lines {
             let done = if panel * part.width + line < vector_lines { vector_steps } else { 0 };
             one_line::<W>(from, part, panel, line, done..steps, words);
+        }
+        if lines < part.width {
+            words.chunks_exact_mut(part.width).for_each(|step| step[lines..].fill(0));
         }
     }
 }

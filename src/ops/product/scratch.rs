@@ -17,6 +17,8 @@ thread_local! {
     pub(super) static SHARED: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
     /// The panels that this thread packs for itself and keeps in its second-level cache.
     pub(super) static OWN: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+    /// A part of a narrow operand as f32, before it is packed.
+    pub(super) static WIDENED: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
 }
 
 /// Calls `f` with at least `words` words of the buffer, which hold whatever was left in them.

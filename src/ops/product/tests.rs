@@ -3,6 +3,57 @@
 use super::*;
 use crate::random::{Stream, generator, uniform};
 
+/// A [k, n] operand lying by rows, or by columns.
+fn lie(numbers: Numbers<'_>, transposed: bool, k: usize, n: usize) -> Matrix<'_> {
+    if transposed { numbers.row_major(k).transposed() } else { numbers.row_major(n) }
+}
+
+#[test]
+fn operands_in_f16_and_nf4_give_the_bits_of_their_widened_numbers_in_both_orientations() {
+    // Sizes with parts of panels, blocks of NF4 across rows, and more than one block of the depth.
+    for (m, k, n) in [(1, 64, 64), (5, 70, 33), (40, 1700, 130), (200, 130, 50)] {
+        let x = numbers(m * k, 6);
+        let a = Matrix::F32(Operand::row_major(&x, k));
+        let half: Vec<f16> = numbers(k * n, 7).into_iter().map(f16::from_f32).collect();
+        let half_wide: Vec<f32> = half.iter().map(|x| x.to_f32()).collect();
+        let four = crate::ops::nf4::quantize(&half_wide);
+        let mut four_wide = vec![0.0; k * n];
+        crate::ops::nf4::dequantize(crate::ops::simd::Level::current(), &four, 0, &mut four_wide);
+        let stored = [(Numbers::F16(&half), &half_wide), (Numbers::Nf4(&four), &four_wide)];
+        for (narrow, wide) in stored {
+            for transposed in [false, true] {
+                for precision in [Precision::F32, Precision::Bf16] {
+                    for instructions in Instructions::available() {
+                        let product = |b: Matrix, threads: Threads| {
+                            let (size, mut c) = (Size { m, k, n }, vec![0.5f32; m * n]);
+                            multiply_with(
+                                instructions,
+                                precision,
+                                threads,
+                                size,
+                                a,
+                                b,
+                                1.0,
+                                &mut c,
+                                n,
+                                Into::Accumulate,
+                            );
+                            c
+                        };
+                        let expected = product(lie(Numbers::F32(wide), transposed, k, n), Threads::One);
+                        let case = format!("{instructions:?} {precision:?} {m} {k} {n} {transposed}");
+                        assert!(product(lie(narrow, transposed, k, n), Threads::One) == expected, "{case}");
+                        assert!(
+                            product(lie(narrow, transposed, k, n), Threads::All) == expected,
+                            "{case}, all threads"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// The definition, in f64.
 fn reference(size: Size, a: Operand, b: Operand, scale: f32, c: &mut [f32], stride: usize, into: Into) {
     for i in 0..size.m {

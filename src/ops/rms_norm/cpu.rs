@@ -3,11 +3,22 @@
 use super::Saved;
 use crate::ops::parallel::{add_parts, rows_a_part, rows_a_piece};
 use crate::ops::simd::{LANES, Level, kernel, lanes_sum, sum_of};
-use crate::ops::{Gradient, Into};
+use crate::ops::values::each_kind;
+use crate::ops::{Gradient, Into, Number, ValuesMut};
 use rayon::prelude::*;
 
 /// Normalises x [R, C] into y [R, C]; rstd [R] is for [`backward`]. C is `weight.len()`.
-pub fn forward(x: &[f32], weight: &[f32], epsilon: f32, y: &mut [f32], rstd: &mut [f32]) {
+pub fn forward<'a>(
+    x: &[f32],
+    weight: &[f32],
+    epsilon: f32,
+    y: impl std::convert::Into<ValuesMut<'a>>,
+    rstd: &mut [f32],
+) {
+    each_kind!(ValuesMut, y.into(), y => forward_to(x, weight, epsilon, y, rstd));
+}
+
+fn forward_to<N: Number>(x: &[f32], weight: &[f32], epsilon: f32, y: &mut [N], rstd: &mut [f32]) {
     let (level, width) = (Level::current(), weight.len());
     assert!(width > 0 && x.len() == rstd.len() * width && y.len() == x.len(), "rms norm: lengths");
     let rows = rows_a_piece(width);
@@ -22,12 +33,19 @@ pub fn scratch_len(rows: usize, width: usize) -> usize {
     rows.div_ceil(rows_a_part(rows)) * width
 }
 
-/// Gradients of [`forward`] for dy [R, C]: dx [R, C] (accumulating adds to the residual stream's) and dweight [C].
-pub fn backward(saved: Saved, dy: &[f32], dx: Gradient, dweight: Gradient, scratch: &mut [f32]) {
-    let Saved { x, weight, rstd } = saved;
+/// Gradients of [`forward`] for dy [R, C]: dx [R, C] (accumulating adds to the residual stream's) and dweight [C], which
+/// a frozen weight does without.
+pub fn backward<'a>(
+    saved: Saved,
+    dy: &[f32],
+    dx: Gradient,
+    dweight: impl std::convert::Into<Option<Gradient<'a>>>,
+    scratch: &mut [f32],
+) {
+    let (Saved { x, weight, rstd }, dweight) = (saved, dweight.into());
     let (level, width, rows) = (Level::current(), weight.len(), rstd.len());
     let total = rows * width;
-    assert!(width > 0 && dweight.data.len() == width, "rms norm: the weight's gradient");
+    assert!(width > 0 && dweight.as_ref().is_none_or(|d| d.data.len() == width), "rms norm: the weight's gradient");
     assert!(x.len() == total && dy.len() == total && dx.data.len() == total, "rms norm: lengths");
     let scratch = &mut scratch[..scratch_len(rows, width)];
     let part = rows_a_part(rows);
@@ -41,17 +59,19 @@ pub fn backward(saved: Saved, dy: &[f32], dx: Gradient, dweight: Gradient, scrat
             dweight.fill(0.0);
             backward_rows(level, x, dy, weight, rstd, dx, dx_into, dweight);
         });
-    add_parts(level, scratch, width, 0, dweight);
+    if let Some(dweight) = dweight {
+        add_parts(level, scratch, width, 0, dweight);
+    }
 }
 
 kernel! {
-    fn forward_rows(x: &[f32], weight: &[f32], epsilon: f32, y: &mut [f32], rstd: &mut [f32]) {
+    fn forward_rows<N>(x: &[f32], weight: &[f32], epsilon: f32, y: &mut [N], rstd: &mut [f32]) {
         let width = weight.len();
         for ((x, y), rstd_out) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)).zip(rstd) {
             let mean_square = sum_of(x, |x| x * x) / width as f32;
             let rstd = 1.0 / (mean_square + epsilon).sqrt();
             for ((y, x), weight) in y.iter_mut().zip(x).zip(weight) {
-                *y = x * rstd * weight;
+                *y = N::round(x * rstd * weight);
             }
             *rstd_out = rstd;
         }
@@ -99,6 +119,7 @@ mod tests {
     use super::super::reference;
     use super::*;
     use crate::ops::testing::*;
+    use half::bf16;
 
     const EPSILON: f32 = 1e-5;
 
@@ -132,6 +153,20 @@ mod tests {
                         assert_close(&format!("{name} {rows}x{width} {level:?} {into:?}"), actual, expected, 2e-5);
                     }
                 }
+            });
+        }
+    }
+
+    #[test]
+    fn written_in_bf16_the_result_is_that_in_f32_rounded_once() {
+        for (rows, width) in [(1, 1), (5, 7), (70, 129)] {
+            let (x, weight) = (normal(1, rows * width), normal(2, width));
+            let [expected, ..] = run(rows, width, Into::Overwrite, 0.0);
+            at_every_level(|level| {
+                let (mut y, mut rstd) = (vec![bf16::ONE; x.len()], vec![0.0; rows]);
+                forward(&x, &weight, EPSILON, &mut y[..], &mut rstd);
+                let same = |(y, &e): (&bf16, &f32)| y.to_bits() == bf16::from_f32(e).to_bits();
+                assert!(y.iter().zip(&expected).all(same), "{rows}x{width} {level:?}");
             });
         }
     }

@@ -4,6 +4,7 @@
 //! products stay in the table up to 9 x 9 (or tens times one digit), sums and differences under about 100.
 
 mod counting;
+mod measures;
 mod money;
 mod people;
 mod sharing;
@@ -25,7 +26,7 @@ pub struct Kind {
     pub draft: fn(&mut Draw) -> Draft,
 }
 
-/// All kinds; the corpus draws from them evenly.
+/// The kinds that pre-training sees; the corpus draws from them evenly.
 pub const KINDS: [Kind; 16] = [
     Kind { name: "shopping total", draft: money::shopping_total },
     Kind { name: "change", draft: money::change },
@@ -43,6 +44,15 @@ pub const KINDS: [Kind; 16] = [
     Kind { name: "comparing", draft: people::comparing },
     Kind { name: "doubling", draft: people::doubling },
     Kind { name: "ages", draft: people::ages },
+];
+
+/// The kinds that fine-tuning teaches.
+pub const SECOND_KINDS: [Kind; 5] = [
+    Kind { name: "perimeter", draft: measures::perimeter },
+    Kind { name: "average", draft: measures::average },
+    Kind { name: "minutes", draft: measures::minutes },
+    Kind { name: "legs", draft: measures::legs },
+    Kind { name: "lowered price", draft: measures::lowered_price },
 ];
 
 /// A calculation written out with its calculator mark, such as `6*4=<<6*4=24>>24`.

@@ -1,11 +1,12 @@
 //! The backward pass: probabilities formed again block by block, all gradients of a head in one task.
 
-use super::parts::{Part, copy_rows, first_key, parts, product, score_stride, split, transpose};
+use super::parts::{Part, copy_rows, drop_probabilities, first_key, parts, precision, product, score_stride, split};
 use crate::ops::Into;
 use crate::ops::attention::{BLOCK, Documents, InputGradients, Saved, Shape};
 use crate::ops::parallel::{SharedRows, for_each_with_scratch};
-use crate::ops::product::{Operand, Size, Threads, multiply};
+use crate::ops::product::{Operand, Precision, Size, Threads, multiply_in};
 use crate::ops::simd::{LANES, Level, aligned, dot, exp, kernel};
+use crate::ops::values::each_kind;
 
 /// Scratch of one thread in the backward pass: keys, transposed keys and values, dk and dv of a head; q, dy, p, ds and
 /// dq of a block, and one number for each of its rows.
@@ -19,15 +20,24 @@ pub fn backward_part(shape: Shape) -> usize {
 /// A task is one head of keys and values in one sequence; the gradients of its query heads are added in their order.
 pub fn backward(shape: Shape, scale: f32, saved: Saved, dy: &[f32], gradients: InputGradients, scratch: &mut [f32]) {
     shape.check();
-    saved.documents.check(shape);
+    saved.pattern.documents.check(shape);
     let Shape { batch, sequence, heads, kv_heads, .. } = shape;
     let inputs = parts(shape, saved.inputs);
     let (rows, q_width, kv_width) = (shape.rows(), shape.q_width(), shape.kv_width());
     assert!(saved.y.len() == rows * q_width && dy.len() == saved.y.len(), "attention backward: y and dy");
     assert_eq!(saved.log_sum_exp.len(), batch * heads * sequence, "attention backward: log_sum_exp");
-    let (level, part) = (Level::current(), backward_part(shape));
-    let task_of =
-        |index: usize| HeadTask { level, shape, scale, saved, inputs, dy, b: index / kv_heads, kv: index % kv_heads };
+    let (level, part, precision) = (Level::current(), backward_part(shape), precision(&inputs));
+    let task_of = |index: usize| HeadTask {
+        level,
+        shape,
+        scale,
+        saved,
+        inputs,
+        precision,
+        dy,
+        b: index / kv_heads,
+        kv: index % kv_heads,
+    };
     match gradients {
         InputGradients::Fused(data) => {
             assert_eq!(data.len(), rows * (q_width + 2 * kv_width), "attention backward: the fused gradient");
@@ -63,6 +73,7 @@ struct HeadTask<'a> {
     scale: f32,
     saved: Saved<'a>,
     inputs: [Part<'a>; 3],
+    precision: Precision,
     dy: &'a [f32],
     b: usize,
     kv: usize,
@@ -78,14 +89,14 @@ impl HeadTask<'_> {
         let (dk, rest) = rest.split_at_mut(stride * head_dim);
         let (dv, scratch) = rest.split_at_mut(stride * head_dim);
         let [_, k, v] = self.inputs;
-        let [from_k, from_v] = [k, v].map(|part| part.from(self.b * sequence, self.kv * head_dim));
-        copy_rows(level, from_k, k.row_stride, 1.0, head_dim, &mut keys[..sequence * head_dim]);
-        transpose(level, from_k, k.row_stride, sequence, head_dim, keys_transposed, stride);
-        transpose(level, from_v, v.row_stride, sequence, head_dim, values_transposed, stride);
+        let (row, column, size) = (self.b * sequence, self.kv * head_dim, (sequence, head_dim));
+        k.copy(level, row, column, 1.0, head_dim, &mut keys[..sequence * head_dim]);
+        k.transpose(level, (row, column), size, keys_transposed, stride);
+        v.transpose(level, (row, column), size, values_transposed, stride);
 
         let head = KeyHead { keys, keys_transposed, values_transposed };
         let mut into = Into::Overwrite;
-        if matches!(self.saved.documents, Documents::Packed(_)) {
+        if matches!(self.saved.pattern.documents, Documents::Packed(_)) {
             dk.fill(0.0);
             dv.fill(0.0);
             into = Into::Accumulate;
@@ -121,9 +132,9 @@ impl HeadTask<'_> {
         scratch: &mut [f32],
     ) {
         let Shape { sequence, heads, head_dim, .. } = self.shape;
-        let (level, stride) = (self.level, score_stride(self.shape));
+        let (level, precision, stride) = (self.level, self.precision, score_stride(self.shape));
         let rows = BLOCK.min(sequence - first);
-        let places = self.saved.documents.of(self.shape, self.b, first, rows);
+        let places = self.saved.pattern.documents.of(self.shape, self.b, first, rows);
         let from_key = first_key(first, places);
         let columns = first + rows - from_key;
         let [queries, rest] = split(scratch, BLOCK * head_dim, rows * head_dim);
@@ -135,28 +146,38 @@ impl HeadTask<'_> {
 
         let q = self.inputs[0];
         let (from_row, column, q_width) = (self.b * sequence + first, h * head_dim, heads * head_dim);
-        copy_rows(level, q.from(from_row, column), q.row_stride, self.scale, head_dim, queries);
+        q.copy(level, from_row, column, self.scale, head_dim, queries);
         copy_rows(level, &self.dy[from_row * q_width + column..], q_width, 1.0, head_dim, dy);
-        row_dots(level, &self.saved.y[from_row * q_width + column..], q_width, dy, head_dim, deltas);
+        each_kind!(Values, self.saved.y, y => {
+            row_dots(level, &y[from_row * q_width + column..], q_width, dy, head_dim, deltas);
+        });
         let size = Size { m: rows, k: head_dim, n: columns };
         let [queries, dy] = [&*queries, &*dy].map(|rows| Operand::row_major(rows, head_dim));
-        product(size, queries, Operand::row_major(&head.keys_transposed[from_key..], stride), p, stride);
-        product(size, dy, Operand::row_major(&head.values_transposed[from_key..], stride), ds, stride);
+        product(precision, size, queries, Operand::row_major(&head.keys_transposed[from_key..], stride), p, stride);
+        product(precision, size, dy, Operand::row_major(&head.values_transposed[from_key..], stride), ds, stride);
         let logs = &self.saved.log_sum_exp[(self.b * heads + h) * sequence + first..][..rows];
+        let query = (self.b * heads + h) * sequence + first;
+        let drop = |rows: &mut [f32]| {
+            if let Some(mask) = self.saved.pattern.dropout {
+                drop_probabilities(level, mask, query, from_key, columns, stride, rows);
+            }
+        };
+        drop(ds);
         score_gradients(level, p, ds, stride, first - from_key, columns, places, logs, deltas);
+        drop(p);
 
         let [p, ds] = [&*p, &*ds].map(|scores| Operand::row_major(scores, stride));
         let size = Size { m: rows, k: columns, n: head_dim };
         let keys = Operand::row_major(&head.keys[from_key * head_dim..], head_dim);
-        multiply(Threads::One, size, ds, keys, self.scale, dq, head_dim, Into::Overwrite);
+        multiply_in(precision, Threads::One, size, ds, keys, self.scale, dq, head_dim, Into::Overwrite);
         for (row, dq) in dq.chunks_exact(head_dim).enumerate() {
             // SAFETY: this task alone has the rows of query head `h` in sequence `b`, and dq, dk, dv lie apart.
             unsafe { to.matrices[0].write(from_row + row, to.columns[0] + column, dq) };
         }
         let size = Size { m: columns, k: rows, n: head_dim };
         let [dk, dv] = [dk, dv].map(|gradient| &mut gradient[from_key * head_dim..]);
-        multiply(Threads::One, size, ds.transposed(), queries, 1.0, dk, head_dim, into);
-        multiply(Threads::One, size, p.transposed(), dy, 1.0, dv, head_dim, into);
+        multiply_in(precision, Threads::One, size, ds.transposed(), queries, 1.0, dk, head_dim, into);
+        multiply_in(precision, Threads::One, size, p.transposed(), dy, 1.0, dv, head_dim, into);
     }
 }
 
@@ -172,7 +193,7 @@ struct KeyHead<'a> {
 
 kernel! {
     /// dots[i] = sum of the products of row i of a (rows of `stride`) and row i of b [rows, width].
-    fn row_dots(a: &[f32], stride: usize, b: &[f32], width: usize, dots: &mut [f32]) {
+    fn row_dots<N>(a: &[N], stride: usize, b: &[f32], width: usize, dots: &mut [f32]) {
         for (row, (value, b)) in dots.iter_mut().zip(b.chunks_exact(width)).enumerate() {
             *value = dot(&a[row * stride..][..width], b);
         }

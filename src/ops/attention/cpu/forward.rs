@@ -1,7 +1,7 @@
 //! The forward pass: blocks of query rows against all keys up to the diagonal.
 
-use super::parts::{copy_rows, first_key, parts, product, score_stride, split, transpose};
-use crate::ops::attention::{BLOCK, Documents, Inputs, Shape};
+use super::parts::{drop_probabilities, first_key, parts, precision, product, score_stride, split};
+use crate::ops::attention::{BLOCK, Inputs, Pattern, Shape};
 use crate::ops::parallel::{SharedRows, for_each_with_scratch};
 use crate::ops::product::{Operand, Size};
 use crate::ops::simd::{LANES, Level, aligned, exp_in_place, kernel, max};
@@ -14,19 +14,22 @@ pub fn forward_part(shape: Shape) -> usize {
 }
 
 /// y [B*T, heads * head_dim] and log_sum_exp [B, heads, T].
-pub fn forward(
+pub fn forward<'a>(
     shape: Shape,
     scale: f32,
     inputs: Inputs,
-    documents: Documents,
+    pattern: impl Into<Pattern<'a>>,
     y: &mut [f32],
     log_sum_exp: &mut [f32],
     scratch: &mut [f32],
 ) {
     shape.check();
+    let Pattern { documents, dropout } = pattern.into();
     documents.check(shape);
     let Shape { batch, sequence, heads, kv_heads, head_dim } = shape;
-    let [q, k, v] = parts(shape, inputs);
+    let inputs = parts(shape, inputs);
+    let precision = precision(&inputs);
+    let [q, k, v] = inputs;
     assert_eq!(y.len(), shape.rows() * shape.q_width(), "attention: y is not [B*T, heads * head_dim]");
     assert_eq!(log_sum_exp.len(), batch * heads * sequence, "attention: log_sum_exp is not [B, heads, T]");
     let (level, stride) = (Level::current(), score_stride(shape));
@@ -41,9 +44,8 @@ pub fn forward(
         let kv_column = h / (heads / kv_heads) * head_dim;
         let (keys, rest) = scratch.split_at_mut(head_dim * stride);
         let (values, rest) = rest.split_at_mut(stride * head_dim);
-        transpose(level, k.from(b * sequence, kv_column), k.row_stride, sequence, head_dim, keys, stride);
-        let from_v = v.from(b * sequence, kv_column);
-        copy_rows(level, from_v, v.row_stride, 1.0, head_dim, &mut values[..sequence * head_dim]);
+        k.transpose(level, (b * sequence, kv_column), (sequence, head_dim), keys, stride);
+        v.copy(level, b * sequence, kv_column, 1.0, head_dim, &mut values[..sequence * head_dim]);
         for first in (turn..blocks).step_by(turns).map(|block| block * BLOCK) {
             let rows = BLOCK.min(sequence - first);
             let places = documents.of(shape, b, first, rows);
@@ -54,20 +56,18 @@ pub fn forward(
             let [results, rest] = split(rest, BLOCK * head_dim, rows * head_dim);
             let [inverses, logs] = split(rest, BLOCK, rows);
 
-            let from = q.from(b * sequence + first, h * head_dim);
-            copy_rows(level, from, q.row_stride, scale, head_dim, queries);
+            q.copy(level, b * sequence + first, h * head_dim, scale, head_dim, queries);
             let size = Size { m: rows, k: head_dim, n: columns };
-            product(
-                size,
-                Operand::row_major(queries, head_dim),
-                Operand::row_major(&keys[from_key..], stride),
-                scores,
-                stride,
-            );
+            let (queries, keys) =
+                (Operand::row_major(queries, head_dim), Operand::row_major(&keys[from_key..], stride));
+            product(precision, size, queries, keys, scores, stride);
             softmax_rows(level, scores, stride, first - from_key, columns, places, inverses, logs);
+            if let Some(mask) = dropout {
+                drop_probabilities(level, mask, head_index * sequence + first, from_key, columns, stride, scores);
+            }
             let size = Size { m: rows, k: columns, n: head_dim };
             let values = Operand::row_major(&values[from_key * head_dim..], head_dim);
-            product(size, Operand::row_major(scores, stride), values, results, head_dim);
+            product(precision, size, Operand::row_major(scores, stride), values, results, head_dim);
             scale_rows(level, results, inverses);
             for (row, result) in results.chunks_exact(head_dim).enumerate() {
                 // SAFETY: this task alone has the rows first..first + rows of head h in sequence b.

@@ -1,23 +1,47 @@
 //! Where queries, keys and values stand, and bringing them together in scratch.
 
-use crate::ops::Into;
 use crate::ops::attention::{Inputs, Shape};
-use crate::ops::product::{Operand, Size, Threads, multiply};
-use crate::ops::simd::{LANES, kernel};
+use crate::ops::dropout::{self, Mask};
+use crate::ops::product::{Operand, Precision, Size, Threads, multiply_in};
+use crate::ops::simd::{LANES, Level, kernel};
+use crate::ops::values::each_kind;
+use crate::ops::{Into, Values};
 
 /// One of q, k, v: rows of `row_stride`, of which this operand has the columns from `column` on.
 #[derive(Clone, Copy)]
 pub struct Part<'a> {
-    data: &'a [f32],
-    pub row_stride: usize,
+    data: Values<'a>,
+    row_stride: usize,
     column: usize,
 }
 
 impl<'a> Part<'a> {
-    /// From `row` on, the columns from `column` of this part on.
-    pub fn from(&self, row: usize, column: usize) -> &'a [f32] {
-        &self.data[row * self.row_stride + self.column + column..]
+    /// to [rows, width] = scale * the rows from `row` on, of them the columns from `column` on.
+    pub fn copy(&self, level: Level, row: usize, column: usize, scale: f32, width: usize, to: &mut [f32]) {
+        let from = row * self.row_stride + self.column + column;
+        each_kind!(Values, self.data, data => copy_rows(level, &data[from..], self.row_stride, scale, width, to));
     }
+
+    /// to [columns, rows] (rows of `to_stride`) = the transpose of [rows, columns] from (`row`, `column`) on.
+    pub fn transpose(
+        &self,
+        level: Level,
+        (row, column): (usize, usize),
+        (rows, columns): (usize, usize),
+        to: &mut [f32],
+        to_stride: usize,
+    ) {
+        let from = row * self.row_stride + self.column + column;
+        each_kind!(Values, self.data, data => {
+            transpose(level, &data[from..], self.row_stride, rows, columns, to, to_stride);
+        });
+    }
+}
+
+/// What the operands of the products are rounded to.
+pub fn precision(inputs: &[Part; 3]) -> Precision {
+    let bf16 = inputs.iter().all(|part| matches!(part.data, Values::Bf16(_)));
+    if bf16 { Precision::Bf16 } else { Precision::F32 }
 }
 
 /// q, k and v of `inputs`.
@@ -49,6 +73,22 @@ pub fn score_stride(shape: Shape) -> usize {
     shape.sequence.next_multiple_of(LANES)
 }
 
+/// Puts a block of rows, of which the first one is row `query` of the mask and has the keys from `from_key` on, under
+/// the mask.
+pub fn drop_probabilities(
+    level: Level,
+    mask: Mask,
+    query: usize,
+    from_key: usize,
+    columns: usize,
+    stride: usize,
+    rows: &mut [f32],
+) {
+    for (row, numbers) in rows.chunks_exact_mut(stride).enumerate() {
+        dropout::columns(level, mask, query + row, from_key, &mut numbers[..columns]);
+    }
+}
+
 /// The first `used` elements of the first `reserved` ones, and what comes after those.
 pub fn split(buffer: &mut [f32], reserved: usize, used: usize) -> [&mut [f32]; 2] {
     let (first, rest) = buffer.split_at_mut(reserved);
@@ -56,16 +96,16 @@ pub fn split(buffer: &mut [f32], reserved: usize, used: usize) -> [&mut [f32]; 2
 }
 
 /// c = a b on this thread.
-pub fn product(size: Size, a: Operand, b: Operand, c: &mut [f32], stride: usize) {
-    multiply(Threads::One, size, a, b, 1.0, c, stride, Into::Overwrite);
+pub fn product(precision: Precision, size: Size, a: Operand, b: Operand, c: &mut [f32], stride: usize) {
+    multiply_in(precision, Threads::One, size, a, b, 1.0, c, stride, Into::Overwrite);
 }
 
 kernel! {
     /// to [rows, width] = scale * rows of `stride`.
-    pub fn copy_rows(from: &[f32], stride: usize, scale: f32, width: usize, to: &mut [f32]) {
+    pub fn copy_rows<N>(from: &[N], stride: usize, scale: f32, width: usize, to: &mut [f32]) {
         for (row, to) in to.chunks_exact_mut(width).enumerate() {
             for (to, from) in to.iter_mut().zip(&from[row * stride..][..width]) {
-                *to = scale * from;
+                *to = scale * from.widen();
             }
         }
     }
@@ -73,14 +113,14 @@ kernel! {
 
 kernel! {
     /// to [columns, rows] (rows of `to_stride`) = the transpose of from [rows, columns] (rows of `stride`).
-    pub fn transpose(from: &[f32], stride: usize, rows: usize, columns: usize, to: &mut [f32], to_stride: usize) {
+    fn transpose<N>(from: &[N], stride: usize, rows: usize, columns: usize, to: &mut [f32], to_stride: usize) {
         for first in (0..rows).step_by(LANES) {
             let height = LANES.min(rows - first);
             for column in 0..columns {
                 let source = &from[first * stride + column..];
                 let target = &mut to[column * to_stride + first..][..height];
                 for (row, target) in target.iter_mut().enumerate() {
-                    *target = source[row * stride];
+                    *target = source[row * stride].widen();
                 }
             }
         }

@@ -1,8 +1,11 @@
 //! Attention against its reference: shapes, layouts, instruction sets, threads, and gradients by differences.
 
 use super::{backward, forward, scratch_len};
-use crate::ops::attention::{Documents, InputGradients, Inputs, Saved, Shape, reference};
+use crate::ops::attention::{Documents, InputGradients, Inputs, Pattern, Saved, Shape, reference};
+use crate::ops::dropout::{self, Mask};
+use crate::ops::simd::Level;
 use crate::ops::testing::*;
+use half::bf16;
 
 /// q, k, v, dy of `shape`.
 fn problem(shape: Shape) -> [Vec<f32>; 4] {
@@ -28,12 +31,12 @@ fn run_separate(shape: Shape, scale: f32) -> [Vec<f32>; 5] {
 
 fn run_documents(shape: Shape, scale: f32, documents: Documents) -> [Vec<f32>; 5] {
     let [q, k, v, dy] = problem(shape);
-    let inputs = Inputs::Separate { q: &q, k: &k, v: &v };
+    let inputs = Inputs::Separate { q: (&q).into(), k: (&k).into(), v: (&v).into() };
     let (mut y, mut log_sum_exp) = (vec![7.0; q.len()], vec![7.0; shape.batch * shape.heads * shape.sequence]);
     let mut scratch = vec![f32::NAN; scratch_len(shape)];
     forward(shape, scale, inputs, documents, &mut y, &mut log_sum_exp, &mut scratch);
     let (mut dq, mut dk, mut dv) = (vec![7.0; q.len()], vec![7.0; k.len()], vec![7.0; v.len()]);
-    let saved = Saved { inputs, documents, y: &y, log_sum_exp: &log_sum_exp };
+    let saved = Saved { inputs, pattern: documents.into(), y: (&y).into(), log_sum_exp: &log_sum_exp };
     let gradients = InputGradients::Separate { dq: &mut dq, dk: &mut dk, dv: &mut dv };
     scratch.fill(f32::NAN);
     backward(shape, scale, saved, &dy, gradients, &mut scratch);
@@ -47,8 +50,13 @@ fn run_fused(shape: Shape, scale: f32) -> (Vec<f32>, Vec<f32>) {
     let (mut y, mut log_sum_exp) = (vec![7.0; q.len()], vec![7.0; shape.batch * shape.heads * shape.sequence]);
     let (mut scratch, mut gradient) = (vec![0.0; scratch_len(shape)], vec![7.0; fused.len()]);
     let documents = Documents::Whole;
-    forward(shape, scale, Inputs::Fused(&fused), documents, &mut y, &mut log_sum_exp, &mut scratch);
-    let saved = Saved { inputs: Inputs::Fused(&fused), documents, y: &y, log_sum_exp: &log_sum_exp };
+    forward(shape, scale, Inputs::Fused((&fused).into()), documents, &mut y, &mut log_sum_exp, &mut scratch);
+    let saved = Saved {
+        inputs: Inputs::Fused((&fused).into()),
+        pattern: documents.into(),
+        y: (&y).into(),
+        log_sum_exp: &log_sum_exp,
+    };
     backward(shape, scale, saved, &dy, InputGradients::Fused(&mut gradient), &mut scratch);
     (y, gradient)
 }
@@ -98,7 +106,7 @@ fn the_future_plays_no_part() {
     let run = |k: &[f32], v: &[f32]| {
         let (mut y, mut logs) = (vec![0.0; q.len()], vec![0.0; 70]);
         let mut scratch = vec![0.0; scratch_len(shape)];
-        let inputs = Inputs::Separate { q: &q, k, v };
+        let inputs = Inputs::Separate { q: (&q).into(), k: k.into(), v: v.into() };
         forward(shape, 0.5, inputs, Documents::Whole, &mut y, &mut logs, &mut scratch);
         y
     };
@@ -108,6 +116,51 @@ fn the_future_plays_no_part() {
     let after = run(&k, &v);
     assert_eq!(before[..66 * 4], after[..66 * 4]);
     assert_ne!(before[66 * 4..], after[66 * 4..]);
+}
+
+/// y, log_sum_exp, dq, dk, dv from inputs rounded to bf16, with what is kept of y in bf16 too.
+fn run_in_bf16(shape: Shape, documents: Documents) -> [Vec<f32>; 5] {
+    let narrow = |v: &[f32]| v.iter().map(|&v| bf16::from_f32(v)).collect::<Vec<_>>();
+    let [q, k, v, dy] = problem(shape);
+    let [q, k, v] = [&q, &k, &v].map(|m| narrow(m));
+    let inputs = Inputs::Separate { q: q[..].into(), k: k[..].into(), v: v[..].into() };
+    let (mut y, mut log_sum_exp) = (vec![7.0; q.len()], vec![7.0; shape.batch * shape.heads * shape.sequence]);
+    let mut scratch = vec![f32::NAN; scratch_len(shape)];
+    forward(shape, shape.scale(), inputs, documents, &mut y, &mut log_sum_exp, &mut scratch);
+    let (mut dq, mut dk, mut dv) = (vec![7.0; q.len()], vec![7.0; k.len()], vec![7.0; v.len()]);
+    let kept = narrow(&y);
+    let saved = Saved { inputs, pattern: documents.into(), y: kept[..].into(), log_sum_exp: &log_sum_exp };
+    let gradients = InputGradients::Separate { dq: &mut dq, dk: &mut dk, dv: &mut dv };
+    scratch.fill(f32::NAN);
+    backward(shape, shape.scale(), saved, &dy, gradients, &mut scratch);
+    [y, log_sum_exp, dq, dk, dv]
+}
+
+#[test]
+fn in_bf16_values_and_gradients_are_those_of_the_rounded_inputs_up_to_the_rounding_of_the_products() {
+    let shapes = [(2, 7, 2, 2, 16), (1, 65, 3, 1, 5), (1, 130, 2, 2, 64), (1, 300, 2, 1, 33)];
+    for (batch, sequence, heads, kv_heads, head_dim) in shapes {
+        let shape = Shape { batch, sequence, heads, kv_heads, head_dim };
+        let [q, k, v, dy] = problem(shape);
+        let [q, k, v] = [q, k, v].map(|m| m.iter().map(|&x| f64::from(bf16::from_f32(x))).collect::<Vec<_>>());
+        let (scale, dy) = (f64::from(shape.scale()), to_f64(&dy));
+        let (y, log_sum_exp) = reference::forward(shape, scale, &q, &k, &v);
+        let (dq, dk, dv) = reference::backward(shape, scale, &q, &k, &v, &dy);
+        let expected = [y, log_sum_exp, dq, dk, dv];
+        at_every_level(|level| {
+            let results = run_in_bf16(shape, Documents::Whole);
+            for ((a, e), name) in results.iter().zip(&expected).zip(["y", "log_sum_exp", "dq", "dk", "dv"]) {
+                // Half of bf16's last place is 2^-9 of a number; queries are rounded again after their scale.
+                let norm = e.iter().map(|e| e * e).sum::<f64>().sqrt();
+                let error = a.iter().zip(e).map(|(&a, e)| (f64::from(a) - e).powi(2)).sum::<f64>().sqrt();
+                assert!(error <= 0.015 * norm, "{name} {shape:?} {level:?}: {error} of {norm}");
+            }
+        });
+    }
+    let shape = Shape { batch: 2, sequence: 150, heads: 6, kv_heads: 3, head_dim: 24 };
+    assert_same_bits_for_any_threads(|| run_in_bf16(shape, Documents::Whole).concat());
+    let places = places(&[&[70, 1, 79], &[150]]);
+    assert_same_bits_for_any_threads(|| run_in_bf16(shape, Documents::Packed(&places)).concat());
 }
 
 #[test]
@@ -173,4 +226,65 @@ fn the_references_gradients_are_those_of_finite_differences() {
     assert_same_gradient("dq", &dq, &differences(&q, |q| loss(q, &k, &v)));
     assert_same_gradient("dk", &dk, &differences(&k, |k| loss(&q, k, &v)));
     assert_same_gradient("dv", &dv, &differences(&v, |v| loss(&q, &k, v)));
+}
+
+#[test]
+fn dropped_probabilities_give_the_values_and_gradients_of_the_masked_softmax() {
+    for (sequence, documents) in [(1, None), (9, None), (70, None), (70, Some(vec![30u32, 1, 39]))] {
+        let shape = Shape { batch: 2, sequence, heads: 2, kv_heads: 1, head_dim: 8 };
+        let places = documents.map(|lengths| {
+            let row: Vec<u32> = lengths.iter().flat_map(|&length| 0..length).collect();
+            [row.clone(), row].concat()
+        });
+        let documents = places.as_deref().map_or(Documents::Whole, Documents::Packed);
+        let mask = Mask::new(77, 0.4);
+        let [q, k, v, dy] = problem(shape);
+        let (mut y, mut log_sum_exp) = (vec![7.0; q.len()], vec![7.0; shape.batch * shape.heads * sequence]);
+        let mut scratch = vec![f32::NAN; scratch_len(shape)];
+        let inputs = Inputs::Separate { q: (&q).into(), k: (&k).into(), v: (&v).into() };
+        let pattern = Pattern { documents, dropout: Some(mask) };
+        forward(shape, shape.scale(), inputs, pattern, &mut y, &mut log_sum_exp, &mut scratch);
+        let (mut dq, mut dk, mut dv) = (vec![7.0; q.len()], vec![7.0; k.len()], vec![7.0; v.len()]);
+        let saved = Saved { inputs, pattern, y: (&y).into(), log_sum_exp: &log_sum_exp };
+        let gradients = InputGradients::Separate { dq: &mut dq, dk: &mut dk, dv: &mut dv };
+        backward(shape, shape.scale(), saved, &dy, gradients, &mut scratch);
+
+        // The definition, one query at a time in f64.
+        let at =
+            |m: &[f32], row: usize, head: usize, heads: usize, d: usize| f64::from(m[(row * heads + head) * 8 + d]);
+        let [mut e_y, mut e_dq] = [(); 2].map(|()| vec![0.0f64; q.len()]);
+        let [mut e_dk, mut e_dv] = [(); 2].map(|()| vec![0.0f64; k.len()]);
+        let scale = f64::from(shape.scale());
+        let queries = (0..2 * sequence).flat_map(|row| [(row, 0), (row, 1)]);
+        let mut dropped = 0;
+        for (row, h) in queries {
+            let (b, i) = (row / sequence, row % sequence);
+            let first = places.as_ref().map_or(0, |places| i - places[row] as usize);
+            let mut kept = vec![1.0f32; i + 1 - first];
+            dropout::columns(Level::current(), mask, (b * 2 + h) * sequence + i, first, &mut kept);
+            dropped += kept.iter().filter(|&&kept| kept == 0.0).count();
+            let keys: Vec<usize> = (first..=i).map(|j| b * sequence + j).collect();
+            let dot = |a: &[f32], b: &[f32], key: usize| {
+                (0..8).map(|d| at(a, row, h, 2, d) * at(b, key, 0, 1, d)).sum::<f64>()
+            };
+            let e: Vec<f64> = keys.iter().map(|&key| (scale * dot(&q, &k, key)).exp()).collect();
+            let p: Vec<f64> = e.iter().map(|x| x / e.iter().sum::<f64>()).collect();
+            let dp: Vec<f64> =
+                keys.iter().zip(&kept).map(|(&key, &kept)| f64::from(kept) * dot(&dy, &v, key)).collect();
+            let delta: f64 = p.iter().zip(&dp).map(|(p, dp)| p * dp).sum();
+            for (place, &key) in keys.iter().enumerate() {
+                let (weight, ds) = (f64::from(kept[place]) * p[place], scale * p[place] * (dp[place] - delta));
+                for d in 0..8 {
+                    e_y[(row * 2 + h) * 8 + d] += weight * at(&v, key, 0, 1, d);
+                    e_dv[key * 8 + d] += weight * at(&dy, row, h, 2, d);
+                    e_dq[(row * 2 + h) * 8 + d] += ds * at(&k, key, 0, 1, d);
+                    e_dk[key * 8 + d] += ds * at(&q, row, h, 2, d);
+                }
+            }
+        }
+        assert!(sequence == 1 || dropped > 0);
+        for (name, a, e) in [("y", y, e_y), ("dq", dq, e_dq), ("dk", dk, e_dk), ("dv", dv, e_dv)] {
+            assert_close(&format!("{name}, {sequence} positions"), &a, &e, 1e-5);
+        }
+    }
 }

@@ -145,6 +145,22 @@ fn the_references_gradients_are_those_of_finite_differences() {
 }
 
 #[test]
+fn slopes_in_bf16_take_the_front_of_their_row_and_are_those_in_f32_rounded_once() {
+    for len in [1, 2, 15, 16, 17, 32, 33, 1000, 50_257] {
+        let mut row = crate::ops::testing::normal(1, len);
+        row[len / 2] = f32::NAN;
+        row[len - 1] = f32::INFINITY;
+        let expected: Vec<u16> = row.iter().map(|&x| bf16::from_f32(0.37 * x).to_bits()).collect();
+        at_every_level(|level| {
+            let mut row = row.clone();
+            scale_to_front(level, &mut row, 0.37);
+            let front: &[bf16] = &bytemuck::cast_slice(&row)[..len];
+            assert!(front.iter().map(|x| x.to_bits()).eq(expected.iter().copied()), "{len} {level:?}");
+        });
+    }
+}
+
+#[test]
 fn in_bf16_the_loss_is_that_of_rounded_operands_and_the_gradients_round_only_the_slopes_further() {
     let (rows, vocabulary, width) = (40, 517, 48);
     let (x, weight, targets) = problem(rows, vocabulary, width);

@@ -1,0 +1,281 @@
+//! The data of a run: files found, opened and checked; running text is read as it is trained on, examples at once.
+
+use super::setup::{LazyHub, source_files};
+use crate::config::{DataSource, ExampleColumns, ExamplesConfig, RunConfig, Source, ValidationConfig};
+use crate::data::{
+    ChatFormat, ChatTemplate, CompletionFormat, DataSet, ExampleFormat, ExampleLimits, ExampleStream, Examples, Feed,
+    Order, Packing, Position, SourceFile, StreamSettings, Template, TextTokenizer, TokenStream, ValidationSet,
+    plain_template,
+};
+use crate::train::short;
+use anyhow::{Context, Result, bail, ensure};
+use std::path::Path;
+use std::sync::Arc;
+
+/// The opened data of a run.
+pub enum RunData {
+    /// Running text, or token files, and how many tokens of the validation files are scored at most.
+    Text {
+        training: Arc<DataSet>,
+        validation: Option<(Arc<DataSet>, u64)>,
+    },
+    Examples {
+        training: Arc<Examples>,
+        validation: Option<Arc<Examples>>,
+    },
+}
+
+/// Files to train on, and files to validate with.
+struct FoundFiles {
+    training: Vec<SourceFile>,
+    validation: Option<Vec<SourceFile>>,
+}
+
+/// Finds the files of the config; those that validate are left out of training.
+fn find_files(config: &RunConfig, hub: &LazyHub) -> Result<FoundFiles> {
+    let data = &config.data;
+    let DataSource::Files(sources) = &data.source else { bail!("the quickstart's data are generated, not opened") };
+    let mut training = source_files(sources, &data.files, hub, "data.source")?;
+    let Some(ValidationConfig { source, files, .. }) = &data.validation else {
+        return Ok(FoundFiles { training, validation: None });
+    };
+    let own = match source {
+        Some(DataSource::Files(own)) => own,
+        Some(DataSource::Quickstart) => bail!("`data.validation.source`: the quickstart's data go with its training"),
+        None => sources,
+    };
+    let validation = source_files(own, files, hub, "data.validation")?;
+    if source.is_none() {
+        let names: Vec<&str> = validation.iter().map(|file| file.bytes.name()).collect();
+        training.retain(|file| !names.contains(&file.bytes.name()));
+        ensure!(
+            !training.is_empty(),
+            "`data.validation.files` takes every file of the source: none is left to train on"
+        );
+    }
+    Ok(FoundFiles { training, validation: Some(validation) })
+}
+
+/// Opens and checks the training and validation files. Examples need the tokenizer, its folder (for the chat template)
+/// and the size of the model's vocabulary.
+pub fn run_data(
+    config: &RunConfig,
+    hub: &LazyHub,
+    tokenizer: Option<&TextTokenizer>,
+    tokenizer_folder: Option<&Path>,
+    vocabulary_size: usize,
+) -> Result<RunData> {
+    let FoundFiles { training, validation } = find_files(config, hub)?;
+    let Some(examples) = &config.data.examples else {
+        let column = &config.data.text_column;
+        let training = Arc::new(DataSet::open(training, column).context("the training data")?);
+        let tokens = config.data.validation.as_ref().map_or(0, |validation| validation.tokens);
+        let validation =
+            validation.map(|files| DataSet::open(files, column).context("the validation data")).transpose()?;
+        return Ok(RunData::Text { training, validation: validation.map(|set| (Arc::new(set), tokens)) });
+    };
+    let Some(tokenizer) = tokenizer else { bail!("examples are texts: set `tokenizer.source`") };
+    let format = example_format(config, examples, tokenizer, tokenizer_folder)?;
+    read_examples(config, examples, &training, validation.as_deref(), &format, tokenizer, vocabulary_size)
+}
+
+/// How the records of the config are read.
+pub fn example_format(
+    config: &RunConfig,
+    examples: &ExamplesConfig,
+    tokenizer: &TextTokenizer,
+    tokenizer_folder: Option<&Path>,
+) -> Result<ExampleFormat> {
+    Ok(match &examples.format {
+        ExampleColumns::Completion { prompt_column, completion_column, template } => {
+            let template = Template::parse(template).map_err(|why| {
+                config.settings.0.error("data.template", format!("`data.template` = {template:?}: {why}"))
+            })?;
+            let (prompt_column, completion_column) = (prompt_column.clone(), completion_column.clone());
+            ExampleFormat::Completion(CompletionFormat { prompt_column, completion_column, template })
+        }
+        ExampleColumns::Chat { messages_column } => {
+            let own = tokenizer_folder.map(ChatTemplate::load).transpose()?.flatten();
+            let template = match own {
+                Some(template) => template,
+                None => ChatTemplate::new(plain_chat_template(tokenizer)?, Vec::new())?,
+            };
+            ExampleFormat::Chat(Box::new(ChatFormat { messages_column: messages_column.clone(), template }))
+        }
+    })
+}
+
+/// The chat template of a tokenizer without one.
+pub fn plain_chat_template(tokenizer: &TextTokenizer) -> Result<String> {
+    let end = tokenizer.token(tokenizer.end_of_answer()).context("the tokenizer's end token has no text")?;
+    Ok(plain_template(&end))
+}
+
+/// Reads and tokenises examples to train on and to hold out.
+pub fn read_examples(
+    config: &RunConfig,
+    examples: &ExamplesConfig,
+    training: &[SourceFile],
+    validation: Option<&[SourceFile]>,
+    format: &ExampleFormat,
+    tokenizer: &TextTokenizer,
+    vocabulary_size: usize,
+) -> Result<RunData> {
+    let (row_length, too_long) = (config.train.sequence_length, examples.too_long);
+    let limits = ExampleLimits { row_length, too_long, vocabulary_size, most: usize::MAX };
+    let read = |files: &[SourceFile], most: usize, what: &'static str| {
+        Examples::read(files, format, tokenizer, ExampleLimits { most, ..limits }).map(Arc::new).context(what)
+    };
+    let most = config.data.validation.as_ref().and_then(|validation| validation.examples).unwrap_or(usize::MAX);
+    let training = read(training, usize::MAX, "the training examples")?;
+    let validation = validation.map(|files| read(files, most, "the validation examples")).transpose()?;
+    Ok(RunData::Examples { training, validation })
+}
+
+impl RunData {
+    /// Starts reading at the beginning or at `from`. Waits for the first row: what cannot be read is refused now.
+    pub fn feed(
+        &self,
+        config: &RunConfig,
+        tokenizer: Option<&TextTokenizer>,
+        vocabulary_size: usize,
+        from: Option<&Position>,
+    ) -> Result<Feed> {
+        match self {
+            Self::Text { training, .. } => {
+                let settings = stream_settings(config, vocabulary_size);
+                let mut stream = TokenStream::open(Arc::clone(training), tokenizer, &settings, from)?;
+                stream.epoch().context("cannot read the training data")?;
+                Ok(Feed::Text(Box::new(stream)))
+            }
+            Self::Examples { training, .. } => Ok(Feed::Examples(Box::new(example_stream(config, training, from)?))),
+        }
+    }
+
+    /// The validation batches of a run.
+    pub fn validation_set(
+        &self,
+        config: &RunConfig,
+        tokenizer: Option<&TextTokenizer>,
+        vocabulary_size: usize,
+    ) -> Result<Option<ValidationSet>> {
+        let (micro_batch, row_length) = (config.train.micro_batch, config.train.sequence_length);
+        match self {
+            Self::Text { validation: None, .. } | Self::Examples { validation: None, .. } => Ok(None),
+            Self::Text { validation: Some((set, tokens)), .. } => {
+                let settings = StreamSettings { order: Order::Sequential, ..stream_settings(config, vocabulary_size) };
+                let set = ValidationSet::open(Arc::clone(set), tokenizer, &settings, *tokens, micro_batch);
+                Ok(Some(set.context("the validation data")?))
+            }
+            Self::Examples { validation: Some(examples), .. } => {
+                let tokens = config.data.validation.as_ref().map_or(u64::MAX, |validation| validation.tokens);
+                Ok(Some(examples.validation_set(row_length, packing(config), micro_batch, tokens)))
+            }
+        }
+    }
+
+    /// Rows of the first `epochs` epochs; running text is counted once, by reading all of it where it is not known.
+    pub fn rows_of_epochs(
+        &self,
+        config: &RunConfig,
+        tokenizer: Option<&TextTokenizer>,
+        vocabulary_size: usize,
+        epochs: f64,
+    ) -> Result<u64> {
+        let row_length = config.train.sequence_length;
+        match self {
+            Self::Examples { training, .. } => Ok(example_stream(config, training, None)?.rows_of_epochs(epochs)),
+            Self::Text { training, .. } => {
+                let rows = match training.rows(row_length) {
+                    Some(rows) => rows,
+                    None => rows_of_an_epoch(config, training, tokenizer, vocabulary_size)?,
+                };
+                Ok((rows as f64 * epochs).floor() as u64)
+            }
+        }
+    }
+
+    /// What is trained on, for people.
+    pub fn describe(&self, validation: Option<&ValidationSet>) -> Vec<String> {
+        let held_out =
+            validation.map_or("no validation".into(), |set| format!("validation on {} tokens", set.tokens()));
+        match self {
+            Self::Text { training, .. } => {
+                let summary = training.summary();
+                let amount = match (summary.tokens, summary.documents) {
+                    (Some(tokens), _) => format!("{} tokens", short(tokens as f64)),
+                    (None, Some(documents)) => format!("{documents} documents, {}B", short(summary.read_bytes as f64)),
+                    (None, None) => format!("{}B of text", short(summary.bytes as f64)),
+                };
+                let files = if summary.files == 1 { "1 file".to_owned() } else { format!("{} files", summary.files) };
+                vec![format!("data       {files}, {amount}; {held_out}")]
+            }
+            Self::Examples { training, validation } => {
+                let mut lines = vec![format!("data       {}", training.describe())];
+                lines.extend(
+                    validation.as_ref().map(|examples| format!("held out   {}; {held_out}", examples.describe())),
+                );
+                lines
+            }
+        }
+    }
+
+    /// Bytes that an epoch fetches; examples are fetched once.
+    pub fn read_bytes(&self) -> u64 {
+        match self {
+            Self::Text { training, .. } => training.summary().read_bytes,
+            Self::Examples { training, .. } => training.bytes(),
+        }
+    }
+}
+
+fn order(config: &RunConfig) -> Order {
+    if config.data.shuffle { Order::Shuffled { seed: config.seed } } else { Order::Sequential }
+}
+
+fn packing(config: &RunConfig) -> Packing {
+    let packed = config.data.examples.as_ref().is_some_and(|examples| examples.packing);
+    if packed { Packing::Packed } else { Packing::OneExampleARow }
+}
+
+fn example_stream(config: &RunConfig, examples: &Arc<Examples>, from: Option<&Position>) -> Result<ExampleStream> {
+    let row_length = config.train.sequence_length;
+    ExampleStream::open(Arc::clone(examples), order(config), row_length, packing(config), from)
+}
+
+/// How a stream of running text is cut and read.
+fn stream_settings(config: &RunConfig, vocabulary_size: usize) -> StreamSettings {
+    let train = &config.train;
+    StreamSettings {
+        sequence_length: train.sequence_length,
+        order: order(config),
+        vocabulary_size,
+        threads: config.data.tokenizer_threads,
+        // Several steps ahead, so that one slow fetch does not stop the trainer.
+        queue_tokens: (4 * train.tokens_per_step).max(1 << 18),
+    }
+}
+
+/// Counts the rows of an epoch by tokenising all of it; only done where the data are at hand.
+fn rows_of_an_epoch(
+    config: &RunConfig,
+    training: &Arc<DataSet>,
+    tokenizer: Option<&TextTokenizer>,
+    vocabulary_size: usize,
+) -> Result<u64> {
+    if let DataSource::Files(sources) = &config.data.source
+        && sources.iter().any(|source| matches!(source, Source::Hub(_)))
+    {
+        let message =
+            "`train.epochs` would need the whole data set counted first: give `train.steps` or `train.tokens`";
+        return Err(config.settings.0.error("train.epochs", message).into());
+    }
+    let settings = stream_settings(config, vocabulary_size);
+    let mut stream = TokenStream::open(Arc::clone(training), tokenizer, &settings, None)?;
+    let mut rows = 0;
+    while stream.epoch()? == 0 {
+        stream.next_batch(1)?;
+        rows += 1;
+    }
+    Ok(rows)
+}

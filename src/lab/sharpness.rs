@@ -1,0 +1,329 @@
+//! The largest eigenvalues of a loss's Hessian, plain or preconditioned, by Lanczos' method on Hessian-vector products.
+//!
+//! The loss is a function of f64 parameters built from candle primitives. A product is a central difference of gradients,
+//! H v = (g(theta + h v) - g(theta - h v)) / 2h, and its error is estimated from a second difference with h/2.
+//! With P = diag(sqrt(mh) + eps), Adam's preconditioner, the eigenvalues of P^-1 H are those of P^-1/2 H P^-1/2, which is
+//! symmetric.
+
+use crate::params::Layout;
+use crate::random::{Stream, generator, normal_pair};
+use anyhow::{Context, Result, ensure};
+use candle_core::{DType, Device, Tensor, Var};
+
+/// The h of a central difference along a vector of length 1.
+const STEP: f64 = 1e-4;
+
+/// A loss as a function of the parameters, in the layout's order.
+pub type Loss<'a> = Box<dyn Fn(&[Tensor]) -> Result<Tensor> + 'a>;
+
+/// Such a loss and its gradient.
+pub struct Gradient<'a> {
+    variables: Vec<Var>,
+    shapes: Vec<Vec<usize>>,
+    loss: Loss<'a>,
+}
+
+impl<'a> Gradient<'a> {
+    /// `loss` gets the parameters as f64 tensors in the layout's order.
+    pub fn new(layout: &Layout, loss: impl Fn(&[Tensor]) -> Result<Tensor> + 'a) -> Result<Self> {
+        let shapes: Vec<Vec<usize>> = layout.parameters().iter().map(|parameter| parameter.shape.clone()).collect();
+        let zeros = |shape: &Vec<usize>| Var::zeros(shape.as_slice(), DType::F64, &Device::Cpu);
+        let variables = shapes.iter().map(zeros).collect::<candle_core::Result<_>>()?;
+        Ok(Self { variables, shapes, loss: Box::new(loss) })
+    }
+
+    fn set(&self, point: &[f64]) -> Result<()> {
+        let mut rest = point;
+        for (variable, shape) in self.variables.iter().zip(&self.shapes) {
+            let (numbers, after) = rest.split_at(shape.iter().product());
+            variable.set(&Tensor::from_slice(numbers, shape.as_slice(), &Device::Cpu)?)?;
+            rest = after;
+        }
+        Ok(())
+    }
+
+    fn tensors(&self) -> Vec<Tensor> {
+        self.variables.iter().map(|variable| variable.as_tensor().clone()).collect()
+    }
+
+    /// The loss at `point` (all parameters one after another, without gaps).
+    pub fn loss_at(&self, point: &[f64]) -> Result<f64> {
+        self.set(point)?;
+        Ok((self.loss)(&self.tensors())?.to_scalar()?)
+    }
+
+    /// The gradient at `point`.
+    pub fn at(&self, point: &[f64]) -> Result<Vec<f64>> {
+        self.set(point)?;
+        let gradients = (self.loss)(&self.tensors())?.backward()?;
+        let mut out = Vec::with_capacity(point.len());
+        for (variable, shape) in self.variables.iter().zip(&self.shapes) {
+            match gradients.get(variable) {
+                Some(gradient) => out.extend(gradient.flatten_all()?.to_vec1::<f64>()?),
+                None => out.extend(std::iter::repeat_n(0.0, shape.iter().product())),
+            }
+        }
+        Ok(out)
+    }
+
+    /// The Hessian at `point` times `vector`, by a central difference over `step`.
+    fn product(&self, point: &[f64], vector: &[f64], step: f64) -> Result<Vec<f64>> {
+        let shifted = |sign: f64| {
+            let moved: Vec<f64> = point.iter().zip(vector).map(|(x, v)| x + sign * step * v).collect();
+            self.at(&moved)
+        };
+        let (above, below) = (shifted(1.0)?, shifted(-1.0)?);
+        Ok(above.iter().zip(below).map(|(a, b)| (a - b) / (2.0 * step)).collect())
+    }
+}
+
+/// The numbers of a flat storage without its gaps.
+pub fn packed(layout: &Layout, flat: &[f32]) -> Vec<f64> {
+    layout.parameters().iter().flat_map(|parameter| flat[parameter.range()].iter().map(|&x| f64::from(x))).collect()
+}
+
+/// Adam's preconditioner, sqrt(m / (1 - b2^t)) + eps, from a second moment.
+pub fn preconditioner(second_moment: &[f64], beta2: f64, step: u64, epsilon: f64) -> Vec<f64> {
+    let correction = 1.0 - beta2.powf(step as f64);
+    second_moment.iter().map(|m| (m / correction).sqrt() + epsilon).collect()
+}
+
+/// What Lanczos' method found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Spectrum {
+    /// The largest eigenvalues, descending.
+    pub largest: Vec<f64>,
+    /// Bound of the first one's error by the method itself (the residual's norm).
+    pub residual: f64,
+    /// Estimate of its error by the difference, from a second one with half the step.
+    pub difference_error: f64,
+    pub iterations: usize,
+}
+
+/// The `count` largest eigenvalues of the Hessian at `point`, or with `preconditioner` P of P^-1 H.
+///
+/// # Errors
+/// When a product is not finite.
+pub fn spectrum(
+    gradient: &Gradient,
+    point: &[f64],
+    preconditioner: Option<&[f64]>,
+    count: usize,
+    iterations: usize,
+    seed: u64,
+) -> Result<Spectrum> {
+    ensure!(!point.is_empty(), "a model without parameters has no Hessian");
+    let roots: Option<Vec<f64>> = preconditioner.map(|p| p.iter().map(|p| 1.0 / p.sqrt()).collect());
+    let scale = |vector: &[f64]| match &roots {
+        None => vector.to_vec(),
+        Some(roots) => vector.iter().zip(roots).map(|(v, root)| v * root).collect(),
+    };
+    let product = |vector: &[f64], step: f64| -> Result<Vec<f64>> {
+        let inner = scale(vector);
+        let length = norm(&inner);
+        // The difference is taken over a vector of length 1, whatever the preconditioner makes of it.
+        let unit: Vec<f64> = inner.iter().map(|x| x / length).collect();
+        let curved: Vec<f64> = gradient.product(point, &unit, step)?.iter().map(|x| x * length).collect();
+        ensure!(curved.iter().all(|x| x.is_finite()), "the gradient of the loss is not finite here");
+        Ok(scale(&curved))
+    };
+    let lanczos = lanczos(point.len(), iterations, seed, |vector| product(vector, STEP))?;
+    let (values, vectors) = symmetric_eigen(&lanczos.tridiagonal());
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|&a, &b| values[b].total_cmp(&values[a]));
+    let top = *order.first().context("Lanczos' method made no step")?;
+    // The Ritz vector of the largest value, once more with half the step.
+    let mut ritz = vec![0.0; point.len()];
+    for (row, basis) in lanczos.basis.iter().enumerate() {
+        ritz.iter_mut().zip(basis).for_each(|(r, b)| *r += vectors[row][top] * b);
+    }
+    let quotient = |step: f64| -> Result<f64> { Ok(dot(&ritz, &product(&ritz, step)?) / dot(&ritz, &ritz)) };
+    let difference_error = (quotient(STEP)? - quotient(0.5 * STEP)?).abs();
+    let last = vectors.last().map_or(0.0, |row| row[top]);
+    Ok(Spectrum {
+        largest: order.iter().take(count).map(|&index| values[index]).collect(),
+        residual: (lanczos.beta.last().unwrap_or(&0.0) * last).abs(),
+        difference_error,
+        iterations: lanczos.alpha.len(),
+    })
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn norm(a: &[f64]) -> f64 {
+    dot(a, a).sqrt()
+}
+
+/// The tridiagonal matrix of Lanczos' method and its basis.
+struct Lanczos {
+    alpha: Vec<f64>,
+    /// One more than the tridiagonal has: the last is the residual's length.
+    beta: Vec<f64>,
+    basis: Vec<Vec<f64>>,
+}
+
+impl Lanczos {
+    fn tridiagonal(&self) -> Vec<Vec<f64>> {
+        let size = self.alpha.len();
+        let entry = |i: usize, j: usize| match i.abs_diff(j) {
+            0 => self.alpha[i],
+            1 => self.beta[i.min(j)],
+            _ => 0.0,
+        };
+        (0..size).map(|i| (0..size).map(|j| entry(i, j)).collect()).collect()
+    }
+}
+
+/// Lanczos' method with full reorthogonalisation, from a seeded normal vector.
+fn lanczos(
+    size: usize,
+    iterations: usize,
+    seed: u64,
+    mut product: impl FnMut(&[f64]) -> Result<Vec<f64>>,
+) -> Result<Lanczos> {
+    let mut generator = generator(seed, Stream::Lanczos);
+    let mut vector: Vec<f64> = (0..size).map(|_| normal_pair(&mut generator).0).collect();
+    let length = norm(&vector);
+    vector.iter_mut().for_each(|x| *x /= length);
+    let mut result = Lanczos { alpha: Vec::new(), beta: Vec::new(), basis: Vec::new() };
+    for _ in 0..iterations.clamp(1, size) {
+        let mut next = product(&vector)?;
+        result.alpha.push(dot(&vector, &next));
+        result.basis.push(vector);
+        // Twice is enough (Kahan and Parlett).
+        for _ in 0..2 {
+            for basis in &result.basis {
+                let part = dot(basis, &next);
+                next.iter_mut().zip(basis).for_each(|(x, b)| *x -= part * b);
+            }
+        }
+        let length = norm(&next);
+        result.beta.push(length);
+        let largest = result.alpha.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
+        if length <= 1e-10 * largest {
+            // An invariant subspace: its eigenvalues are exact.
+            return Ok(result);
+        }
+        vector = next.into_iter().map(|x| x / length).collect();
+    }
+    Ok(result)
+}
+
+/// Eigenvalues of a small symmetric matrix and its eigenvectors as columns, by Jacobi's rotations.
+pub fn symmetric_eigen(matrix: &[Vec<f64>]) -> (Vec<f64>, Vec<Vec<f64>>) {
+    let size = matrix.len();
+    let mut a = matrix.to_vec();
+    let mut vectors: Vec<Vec<f64>> =
+        (0..size).map(|i| (0..size).map(|j| f64::from(u8::from(i == j))).collect()).collect();
+    for _ in 0..100 {
+        let off: f64 = (0..size).flat_map(|i| (0..i).map(move |j| (i, j))).map(|(i, j)| a[i][j] * a[i][j]).sum();
+        let diagonal: f64 = (0..size).map(|i| a[i][i] * a[i][i]).sum();
+        if off <= 1e-30 * diagonal.max(f64::MIN_POSITIVE) {
+            break;
+        }
+        for p in 0..size {
+            for q in p + 1..size {
+                if a[p][q] == 0.0 {
+                    continue;
+                }
+                let theta = (a[q][q] - a[p][p]) / (2.0 * a[p][q]);
+                let tangent = theta.signum() / (theta.abs() + (theta * theta + 1.0).sqrt());
+                let tangent = if theta == 0.0 { 1.0 } else { tangent };
+                let cosine = 1.0 / (tangent * tangent + 1.0).sqrt();
+                let sine = tangent * cosine;
+                let rotate = |x: f64, y: f64| (cosine * x - sine * y, sine * x + cosine * y);
+                for row in &mut a {
+                    (row[p], row[q]) = rotate(row[p], row[q]);
+                }
+                let (above, below) = a.split_at_mut(q);
+                for (x, y) in above[p].iter_mut().zip(&mut below[0]) {
+                    (*x, *y) = rotate(*x, *y);
+                }
+                for row in &mut vectors {
+                    (row[p], row[q]) = rotate(row[p], row[q]);
+                }
+            }
+        }
+    }
+    ((0..size).map(|i| a[i][i]).collect(), vectors)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::gridworld::{Shape, twin_loss};
+
+    /// A network small enough for its whole Hessian.
+    const SHAPE: Shape = Shape { side: 3, layers: 1, width: 6 };
+
+    #[test]
+    fn lanczos_finds_the_largest_eigenvalues_of_the_dense_hessian() -> Result<()> {
+        let layout = Layout::new(SHAPE.parameter_specs());
+        let mut flat = vec![0.0; layout.len()];
+        SHAPE.initialize(&layout, 4, &mut flat);
+        let point = packed(&layout, &flat);
+        let batch = SHAPE.draw(32, &mut generator(1, Stream::Walks));
+        let gradient = Gradient::new(&layout, |tensors| Ok(twin_loss(SHAPE, &layout, tensors, &batch)?))?;
+
+        // Second differences of the loss itself, pair by pair: nothing of the gradient's code.
+        let size = point.len();
+        let step = 1e-4;
+        let mut hessian = vec![vec![0.0; size]; size];
+        for i in 0..size {
+            for j in 0..=i {
+                let value = |a: f64, b: f64| {
+                    let mut moved = point.clone();
+                    moved[i] += a * step;
+                    moved[j] += b * step;
+                    gradient.loss_at(&moved)
+                };
+                let second = value(1.0, 1.0)? - value(1.0, -1.0)? - value(-1.0, 1.0)? + value(-1.0, -1.0)?;
+                hessian[i][j] = second / (4.0 * step * step);
+                hessian[j][i] = hessian[i][j];
+            }
+        }
+        let diagonal: Vec<f64> = (0..size).map(|i| 0.5 + (i % 5) as f64).collect();
+        for preconditioner in [None, Some(&diagonal[..])] {
+            let mut matrix = hessian.clone();
+            if let Some(p) = preconditioner {
+                matrix.iter_mut().enumerate().for_each(|(i, row)| {
+                    row.iter_mut().enumerate().for_each(|(j, x)| *x /= (p[i] * p[j]).sqrt());
+                });
+            }
+            let (mut dense, _) = symmetric_eigen(&matrix);
+            dense.sort_by(|a, b| b.total_cmp(a));
+            let found = spectrum(&gradient, &point, preconditioner, 3, 30, 7)?;
+            for (found, dense) in found.largest.iter().zip(&dense) {
+                assert!((found / dense - 1.0).abs() < 1e-4, "{found} {dense}");
+            }
+            assert!(found.residual < 1e-4 * dense[0] && found.difference_error < 1e-4 * dense[0], "{found:?}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn jacobi_gives_the_eigenvalues_of_a_known_matrix() {
+        // The second-difference matrix: 2 - 2 cos(k pi / (n + 1)).
+        let size = 7;
+        let entry = |i: usize, j: usize| [2.0, -1.0, 0.0][i.abs_diff(j).min(2)];
+        let matrix: Vec<Vec<f64>> = (0..size).map(|i| (0..size).map(|j| entry(i, j)).collect()).collect();
+        let (mut values, vectors) = symmetric_eigen(&matrix);
+        for (column, value) in values.iter().enumerate() {
+            let image: f64 = (0..size).map(|j| matrix[0][j] * vectors[j][column]).sum();
+            assert!((image - value * vectors[0][column]).abs() < 1e-12);
+        }
+        values.sort_by(f64::total_cmp);
+        for (k, value) in values.iter().enumerate() {
+            let expected = 2.0 - 2.0 * ((k + 1) as f64 * std::f64::consts::PI / (size + 1) as f64).cos();
+            assert!((value - expected).abs() < 1e-12, "{value} {expected}");
+        }
+    }
+
+    #[test]
+    fn the_preconditioner_is_adams() {
+        let p = preconditioner(&[0.04, 0.0], 0.999, 1, 1e-8);
+        assert!((p[0] - ((0.04f64 / 0.001).sqrt() + 1e-8)).abs() < 1e-9 && p[1] == 1e-8);
+    }
+}

@@ -1,0 +1,276 @@
+//! The laboratory from outside: studies, small tasks, comparisons, searches and sharpness, as a user runs them.
+
+mod common;
+
+use common::{fixture, metrics, number, run, stderr, stdout, succeed, vrtrain};
+use serde_json::Value;
+use std::path::Path;
+
+fn json(output: &std::process::Output) -> Value {
+    serde_json::from_str(&stdout(output)).unwrap_or_else(|error| panic!("{error}: {}", stdout(output)))
+}
+
+/// A small grid, seconds long.
+fn grid(folder: &Path) -> String {
+    let text = r#"
+seed = 3
+[task]
+name = "gridworld"
+batch = 16
+side = 4
+layers = 1
+width = 16
+[optimizer]
+name = "vradam"
+lr = 3e-3
+[schedule]
+name = "constant"
+[train]
+steps = 60
+eval_every = 10
+checkpoint_every = 20
+"#;
+    let path = folder.join("grid.toml");
+    std::fs::write(&path, text).expect("a config can be written");
+    path.to_string_lossy().into_owned()
+}
+
+#[test]
+fn the_stability_study_reports_the_known_numbers() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("pictures");
+    let output = succeed(vrtrain().args(["lab", "stability", "--json", "--out"]).arg(&out));
+    let study = json(&output);
+    assert!((number(&study, "threshold") - 38.0).abs() < 1e-9);
+    assert!((number(&study, "threshold_measured") - 38.0).abs() < 1e-6);
+    assert!((study["alternating"]["growth_in_turn"].as_f64().expect("a number") - 2.0).abs() < 0.005);
+    let fate = |part: f64| {
+        let rows = study["quadratic"].as_array().expect("rows");
+        let row = rows.iter().find(|row| row["alpha0_l_over_b"] == part).expect("the row");
+        (row["gated"][0]["fate"].as_str().expect("a word").to_owned(), row["gated"][0]["amplitude"].as_f64())
+    };
+    assert_eq!(fate(10.9).0, "bounded");
+    assert_eq!(fate(11.2).0, "diverges");
+    assert!(fate(0.5).1.is_some_and(|amplitude| (amplitude - 1.4).abs() < 0.05));
+    assert!(out.join("closed-loop.png").is_file() && out.join("alternating.svg").is_file());
+    let refused = run(vrtrain().args(["lab", "stability", "--beta1", "1.5"]));
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(stderr(&refused).contains("--beta1"), "{}", stderr(&refused));
+}
+
+#[test]
+fn a_small_task_resumed_ends_in_the_same_bits_and_measures_its_sharpness() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = grid(folder.path());
+    let [whole, cut] = ["whole", "cut"].map(|name| folder.path().join(name));
+    let track = ["--set", "task.sharpness_every=30", "--set", "task.sharpness_examples=16"];
+    let start = |run_dir: &Path| {
+        let mut command = vrtrain();
+        command.args(["lab", "train", "--quiet", "--config", &config]).args(track).arg("--run-dir").arg(run_dir);
+        command
+    };
+    succeed(&mut start(&whole));
+    succeed(start(&cut).args(["--set", "train.steps=40", "--set", "schedule.steps=60"]));
+    succeed(start(&cut).args(["--resume", "--set", "train.steps=60", "--set", "schedule.steps=60"]));
+    let weights = |run: &Path| common::checkpoint_file(run, "model.safetensors");
+    assert!(weights(&whole) == weights(&cut), "other bits after a resume");
+    let (a, b) = (metrics(&whole), metrics(&cut));
+    assert_eq!(a.len(), 60);
+    for (a, b) in a.iter().zip(&b) {
+        for key in ["loss", "eta", "val_loss", "val_distance", "batch"] {
+            assert_eq!(a[key], b[key], "{key} of step {}", a["step"]);
+        }
+    }
+    assert!(number(&a[59], "val_loss") < number(&a[9], "val_loss"));
+    let lines = std::fs::read_to_string(whole.join("sharpness.jsonl")).expect("measurements");
+    assert_eq!(lines, std::fs::read_to_string(cut.join("sharpness.jsonl")).expect("measurements"));
+    assert_eq!(lines.lines().count(), 2);
+    let last: Value = serde_json::from_str(lines.lines().last().expect("a line")).expect("JSON");
+    assert!(last["sharpness"][0].as_f64() > Some(0.0) && last["preconditioned"][0].as_f64() > Some(0.0));
+    assert!(whole.join("sharpness.png").is_file());
+    // The checkpoint's sharpness is the one that was measured there.
+    let output = succeed(vrtrain().args(["sharpness", "--json", "--examples", "16", "--iterations", "20"]).arg(&whole));
+    let measured = json(&output)["measurements"][0].clone();
+    assert_eq!(measured["sharpness"][0], last["sharpness"][0]);
+    let other = run(start(&cut).args(["--resume", "--set", "optimizer.lr=0.1"]));
+    assert_eq!(other.status.code(), Some(2));
+    assert!(stderr(&other).contains("optimizer.lr"), "{}", stderr(&other));
+}
+
+#[test]
+fn a_comparison_pairs_its_runs_and_goes_on_where_it_was_left() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (config, out) = (grid(folder.path()), folder.path().join("out"));
+    let compare = |more: &[&str]| {
+        let mut command = vrtrain();
+        command.args(["compare", "--config", &config, "--optimizers", "vradam,adamw,sgd", "--json", "--out"]);
+        command.arg(&out).args(["--set-for", "sgd:optimizer.lr=1e-3"]).args(more);
+        command
+    };
+    let results = json(&succeed(&mut compare(&["--seeds", "1,2"])));
+    assert_eq!(results["paired"], true);
+    assert_eq!(results["baseline"], "adamw");
+    let rows = results["rows"].as_array().expect("rows");
+    assert_eq!(rows.len(), 3);
+    for row in rows {
+        assert_eq!(row["finished"], 2);
+        assert!(row["val_loss"]["half_width_95"].as_f64() > Some(0.0), "{row}");
+    }
+    assert!(rows[0]["difference"]["mean"].is_number() && rows[1]["difference"].is_null());
+    assert_eq!(rows[1]["time_against_adamw"], 1.0);
+    let hash = |name: &str| std::fs::read(out.join("runs").join(name).join("initial.sha256")).expect("a hash");
+    assert_eq!(hash("vradam-seed-1"), hash("sgd-seed-1"));
+    assert_ne!(hash("vradam-seed-1"), hash("vradam-seed-2"));
+    for file in ["results.json", "table.md", "curves.png", "differences.svg"] {
+        assert!(out.join(file).is_file(), "{file}");
+    }
+    // One run is lost; a third seed joins. The others are not made again.
+    let kept =
+        std::fs::metadata(out.join("runs/adamw-seed-1/metrics.jsonl")).expect("metrics").modified().expect("a time");
+    std::fs::remove_file(out.join("runs/sgd-seed-2.ended")).expect("a marker");
+    std::fs::remove_dir_all(out.join("runs/sgd-seed-2")).expect("a run");
+    let again = succeed(&mut compare(&["--seeds", "1,2,3", "--workers", "2"]));
+    assert!(stderr(&again).contains("9 runs, 4 of them to be made"), "{}", stderr(&again));
+    let now =
+        std::fs::metadata(out.join("runs/adamw-seed-1/metrics.jsonl")).expect("metrics").modified().expect("a time");
+    assert_eq!(kept, now);
+    let seed_2 = |results: &Value| results["rows"][2]["runs"][1]["val_loss"].clone();
+    assert_eq!(seed_2(&json(&again)), seed_2(&results));
+    let changed = run(compare(&["--seeds", "1"]).args(["--set", "task.width=8"]));
+    assert_eq!(changed.status.code(), Some(2), "{}", stderr(&changed));
+    assert!(stderr(&changed).contains("another"), "{}", stderr(&changed));
+}
+
+#[test]
+fn wrong_comparisons_are_refused_before_anything_is_made() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (config, out) = (grid(folder.path()), folder.path().join("out"));
+    for (arguments, word) in [
+        (vec!["--config", &config, "--optimizers", "vradam,adamww"], "adamww"),
+        (vec!["--config", &config, "--optimizers", "vradam"], "two or more"),
+        (vec!["--config", &config, "--optimizers", "vradam,vradam"], "given twice"),
+        (vec!["--config", &config, "--optimizers", "vradam,sgd", "--baseline", "lion"], "lion"),
+        (vec!["--config", &config, "--optimizers", "vradam,sgd", "--set-for", "sgd:optimizer.beta3=2"], "beta3"),
+        (vec!["--config", &config, "--optimizers", "vradam,sgd", "--seeds", "1,1"], "given twice"),
+        (vec!["--task", "imagenet", "--optimizers", "vradam,sgd"], "gridworld"),
+        (vec!["--optimizers", "vradam,sgd"], "--task"),
+    ] {
+        let output = run(vrtrain().arg("compare").args(&arguments).arg("--out").arg(&out));
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(word), "{arguments:?}: {}", stderr(&output));
+        assert!(!out.exists(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_search_is_stored_resumed_and_used() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (config, out) = (grid(folder.path()), folder.path().join("study"));
+    let search = |trials: &str, out: &Path| {
+        let mut command = vrtrain();
+        command.args(["tune", "search", "--config", &config, "--optimizer", "adamw", "--trials", trials, "--out"]);
+        command.arg(out).args(["--range", "optimizer.lr=1e-4..3:log", "--json"]);
+        command
+    };
+    succeed(&mut search("3", &out));
+    let study = |out: &Path| std::fs::read_to_string(out.join("study.jsonl")).expect("a study");
+    let three = study(&out);
+    // A longer budget goes on with the same study.
+    succeed(&mut search("5", &out));
+    assert!(study(&out).starts_with(&three) && study(&out).lines().count() == 6);
+    let other = run(search("5", &out).args(["--range", "optimizer.beta2=0.9..0.9999"]));
+    assert_eq!(other.status.code(), Some(2), "{}", stderr(&other));
+    assert!(stderr(&other).contains("another study: space was"), "{}", stderr(&other));
+    // Killed after five trials, in the middle of a line.
+    let [whole, cut] = ["whole", "cut"].map(|name| folder.path().join(name));
+    let best = json(&succeed(&mut search("6", &whole)));
+    std::fs::create_dir(&cut).expect("a folder");
+    let lines: Vec<String> = study(&whole).lines().take(5).map(|line| format!("{line}\n")).collect();
+    std::fs::write(cut.join("study.jsonl"), lines.concat() + "{\"trial\":4,").expect("a study");
+    let resumed = json(&succeed(&mut search("6", &cut)));
+    assert_eq!(resumed["objective"], best["objective"]);
+    assert_eq!(study(&cut), study(&whole));
+    assert!(number(&best, "objective") > 0.0 && best["values"]["optimizer.lr"].is_number());
+    let compared = folder.path().join("compared");
+    let arguments = ["compare", "--config", &config, "--optimizers", "adamw,sgd", "--seeds", "3", "--json", "--tuned"];
+    let results = json(&succeed(vrtrain().args(arguments).arg(whole.join("best.toml")).arg("--out").arg(&compared)));
+    // The same seed as the search's: the same run.
+    assert_eq!(results["rows"][0]["runs"][0]["val_loss"], best["objective"]);
+}
+
+#[test]
+fn bad_studies_are_refused_with_reasons() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (config, out) = (grid(folder.path()), folder.path().join("study"));
+    for (range, word) in [
+        ("optimizer.lr=1e-2..1:log", "leaves out the config's own optimizer.lr = 0.001"),
+        ("optimizer.lr=1..1e-3:log", "empty"),
+        ("optimizer.lr=0..1:log", "above 0"),
+        ("optimizer.momentum=0..0.9", "momentum"),
+        ("optimizer.beta1=0.5..1.5", "beta1"),
+        ("train.stepz=1..5:integer", "train.stepz"),
+        ("optimizer.lr", "KEY=LOW..HIGH"),
+    ] {
+        let arguments =
+            ["tune", "search", "--config", &config, "--optimizer", "adamw", "--trials", "2", "--range", range];
+        let output = run(vrtrain().args(arguments).arg("--out").arg(&out));
+        assert_eq!(output.status.code(), Some(2), "{range}: {}", stderr(&output));
+        assert!(stderr(&output).contains(word), "{range}: {}", stderr(&output));
+        assert!(!out.exists(), "{range}");
+    }
+    // A rate at which everything diverges: a study of failures alone is an error, not a result.
+    let arguments = ["tune", "search", "--config", &config, "--trials", "5", "--optimizer", "sgd"];
+    let ranges = ["--set", "optimizer.lr=1e30", "--range", "optimizer.lr=1e20..1e35:log"];
+    let output =
+        run(vrtrain().args(arguments).args(["--set", "optimizer.name=sgd"]).args(ranges).arg("--out").arg(&out));
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("none of the first"), "{}", stderr(&output));
+}
+
+#[test]
+fn the_range_test_and_the_gate_recommend_numbers() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = grid(folder.path());
+    let out = folder.path().join("range");
+    let arguments =
+        ["tune", "lr", "--config", &config, "--optimizer", "adamw", "--json", "--from", "1e-5", "--steps", "120"];
+    let range = json(&succeed(vrtrain().args(arguments).arg("--out").arg(&out)));
+    let steepest = number(&range, "steepest");
+    assert!((1e-5..1.0).contains(&steepest) && number(&range, "least") >= steepest, "{range}");
+    assert!(out.join("range.png").is_file());
+    let rates: Vec<f64> = metrics(&out.join("run")).iter().map(|record| number(record, "lr")).collect();
+    assert!((rates[0] / 1e-5 - 1.0).abs() < 1e-9 && (rates[119] - 1.0).abs() < 1e-9, "{rates:?}");
+    let out = folder.path().join("gate");
+    let gate = json(&succeed(vrtrain().args(["tune", "gate", "--config", &config, "--json", "--out"]).arg(&out)));
+    let squares: Vec<f64> = metrics(&out.join("run")).iter().map(|record| number(record, "velocity_sq")).collect();
+    let below = squares.iter().filter(|square| **square * number(&gate, "beta3") < 1.0).count();
+    assert_eq!(below, squares.len() / 2, "beta3 puts half of the steps below a gate of 1/2");
+    assert!(number(&gate, "alpha1") >= 1.0);
+}
+
+/// PyTorch's largest eigenvalues at the fixture's initial weights (scripts/lab_numbers.py), exact second derivatives.
+#[test]
+fn the_sharpness_of_a_gpt2_is_pytorchs() {
+    let text = std::fs::read_to_string(fixture("lab/pytorch.json")).expect("the fixture");
+    let expected: Value = serde_json::from_str(&text).expect("JSON");
+    let folder = tempfile::tempdir().expect("a folder");
+    let run_dir = folder.path().join("run");
+    let config = fixture("train/vradam-accumulated/run.toml");
+    // One step that moves no weight by as much as its last bit.
+    let assignments = ["optimizer.lr=1e-30", "train.steps=1", "schedule.warmup_steps=0"];
+    let mut command = vrtrain();
+    command.args(["pretrain", "--quiet", "--config"]).arg(config).arg("--run-dir").arg(&run_dir);
+    for assignment in assignments {
+        command.args(["--set", assignment]);
+    }
+    succeed(&mut command);
+    let output =
+        succeed(vrtrain().args(["sharpness", "--json", "--examples", "4", "--iterations", "24"]).arg(&run_dir));
+    let measured = json(&output)["measurements"][0].clone();
+    let ours = measured["sharpness"][0].as_f64().expect("a number");
+    let theirs = expected["gpt2_sharpness"]["largest"][0].as_f64().expect("a number");
+    assert!((ours / theirs - 1.0).abs() < 1e-4, "{ours} {theirs}");
+    assert!(number(&measured, "residual") < 0.1 && number(&measured, "difference_error") < 1e-3, "{measured}");
+    let refused = run(vrtrain().arg("sharpness").arg(folder.path()));
+    assert_eq!(refused.status.code(), Some(2));
+}
