@@ -57,6 +57,8 @@ def tree():
     return "\n".join(lines) + "\n"
 
 
+if not os.path.exists(os.path.join(HERE, ".git")):
+    sys.exit(print("no git repository here: the file tree is not checked"))
 readme = os.path.join(HERE, "README.md")
 with open(readme, encoding="utf-8") as file:
     text = file.read()
