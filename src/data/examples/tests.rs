@@ -145,10 +145,9 @@ fn message_rows_make_the_threads_of_the_trees() -> Result<()> {
         "tree_state": "growing", "deleted": false, "synthetic": false}));
     let counts = *Examples::read(&lines(&rows), &format, &stories()?, LIMITS)?.counts();
     assert_eq!((counts.orphans, counts.unready_trees), (1, 1));
-    rows[1]["role"] = json!("prompter");
-    // The first tree is synthetic as a whole, so its roles are not looked at; the next one's are.
-    let wrong = rows.iter().position(|row| row["role"] == "assistant" && row["synthetic"] == false);
-    rows[wrong.context("a reply")?]["role"] = json!("prompter");
+    // A synthetic tree's roles are not looked at; those of the first that is not are.
+    let root = rows.iter().position(|row| row["parent_id"].is_null() && row["synthetic"] == false);
+    rows[root.context("a root")?]["role"] = json!("assistant");
     assert!(error(Examples::read(&lines(&rows), &format, &stories()?, LIMITS)).contains("do not alternate"));
     Ok(())
 }
@@ -164,7 +163,9 @@ fn plain_conversations_end_every_reply_with_the_end_token() -> Result<()> {
         Examples::read(&lines(&[json!({"messages": messages})]), &chat(&plain_template("</s>"))?, &tokenizer, LIMITS)?;
     let example = &examples.list()[0];
     let text = |ids: &[u32]| tokenizer.decode(ids);
-    assert_eq!(text(&example.ids)?, "System: Be kind.\nUser: Hi\nAssistant: Hello</s>\nUser: Bye\nAssistant: Ciao</s>");
+    // This tokenizer begins anew, with a space, after a special token.
+    let whole = text(&example.ids)?.replace("</s> \n", "</s>\n");
+    assert_eq!(whole, "System: Be kind.\nUser: Hi\nAssistant: Hello</s>\nUser: Bye\nAssistant: Ciao</s>");
     let answers: Vec<String> =
         example.answers.iter().map(|answer| text(&example.ids[answer.clone()])).collect::<Result<_>>()?;
     assert_eq!(answers.iter().map(|answer| answer.trim_start()).collect::<Vec<_>>(), ["Hello</s>", "Ciao</s>"]);
@@ -228,9 +229,9 @@ fn long_examples_are_refused_left_out_or_cut_as_asked() -> Result<()> {
     assert_eq!((dropped.list().len(), dropped.counts().dropped), (8 - longer, longer));
     let cut = read(middle, TooLong::Truncate)?;
     assert_eq!(cut.counts().truncated + cut.counts().without_answer, longer);
-    for (cut, whole) in cut.list().iter().zip(whole.list()).filter(|(cut, _)| cut.positions() == middle) {
-        assert_eq!(cut.ids, whole.ids[..middle + 1]);
-        assert_eq!(cut.answers[0].start, whole.answers[0].start);
+    for cut in cut.list().iter().filter(|cut| cut.positions() == middle) {
+        let of = |whole: &&Example| whole.ids.starts_with(&cut.ids) && whole.answers[0].start == cut.answers[0].start;
+        assert_eq!(whole.list().iter().filter(of).count(), 1, "a cut example is the beginning of a whole one");
     }
     // Shorter than every prompt: nothing of any answer is left.
     assert!(error(read(20, TooLong::Truncate)).contains("8 left out: nothing to learn from"));
