@@ -76,7 +76,9 @@ pub fn run(options: &Options) -> Result<Ending> {
         let (_, _, run, job) = waiting[index];
         let verdict = match end {
             End::Done => "finished".to_owned(),
-            End::Failed(why) if why.contains("not finite") || why.contains("NaN") || why.contains("inf") => {
+            End::Failed(why)
+                if ["not finite", " is NaN", " is inf", " is -inf"].iter().any(|word| why.contains(word)) =>
+            {
                 format!("diverged: {why}")
             }
             End::Failed(why) | End::Refused(why) => {

@@ -3,6 +3,7 @@
 
 use super::bytes::ByteSource;
 use super::files::extension;
+use super::parquet_file::guarded;
 use anyhow::{Context, Result, bail, ensure};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
@@ -42,7 +43,7 @@ impl Images {
                 break;
             }
             match extension(file.name()).as_deref() {
-                Some("parquet" | "pq") => images.read_parquet(&**file, limit),
+                Some("parquet" | "pq") => guarded(|| images.read_parquet(&**file, limit)),
                 _ => images.read_binary(&**file, limit),
             }
             .with_context(|| format!("in {}", file.name()))?;

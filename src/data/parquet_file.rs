@@ -13,6 +13,7 @@ use parquet::file::reader::{ChunkReader, Length};
 use parquet::file::serialized_reader::SerializedPageReader;
 use parquet::schema::types::{ColumnDescriptor, SchemaDescriptor};
 use sha2::{Digest, Sha256};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 /// Bytes of the file's end that the first read fetches. Many footers fit, and then there is no second read.
@@ -90,7 +91,8 @@ impl ParquetFile {
         let (start, length) = group.column.byte_range();
         let bytes = self.bytes.read(start..start + length)?;
         let chunk = ColumnBytes { start, bytes: bytes.into() };
-        let (levels, values) = decode(chunk, group).with_context(|| torn(&place(), "its text does not decode"))?;
+        let decoded = guarded(|| decode(chunk, group));
+        let (levels, values) = decoded.with_context(|| torn(&place(), "its text does not decode"))?;
         let mut read = UnitText::default();
         let mut values = values.into_iter();
         for row in 0..group.rows {
@@ -105,6 +107,13 @@ impl ParquetFile {
         }
         Ok(read)
     }
+}
+
+/// Runs the parquet decoder. It indexes into what damaged pages claim to hold, and panics where they do not: then this is
+/// an error.
+pub(super) fn guarded<T>(decode: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(decode))
+        .unwrap_or_else(|_| Err(anyhow!("the decoder met a page that breaks its format")))
 }
 
 fn torn(what: &str, why: &str) -> String {

@@ -1,6 +1,7 @@
 //! Whole rows of jsonl and parquet files with all their fields: the problems of an evaluation, the examples of a task.
 
 use super::files::{FileKind, SourceFile};
+use super::parquet_file::guarded;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bytes::Bytes;
 use parquet::file::reader::{FileReader, SerializedFileReader};
@@ -56,7 +57,9 @@ pub fn records(files: &[SourceFile]) -> Result<Vec<Record>> {
         let bytes = file.bytes.read(0..file.bytes.len())?;
         match file.kind {
             FileKind::Jsonl => lines(name, &bytes, &mut rows)?,
-            FileKind::Parquet => groups(name, bytes, &mut rows).with_context(|| format!("cannot read {name}"))?,
+            FileKind::Parquet => {
+                guarded(|| groups(name, bytes, &mut rows)).with_context(|| format!("cannot read {name}"))?
+            }
             _ => bail!("{name} is neither a jsonl nor a parquet file, so it has no fields"),
         }
     }

@@ -1,5 +1,6 @@
 //! The records of jsonl and parquet files as JSON values, each with its place for messages.
 
+use super::super::parquet_file::guarded;
 use crate::data::files::{FileKind, SourceFile};
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
@@ -37,7 +38,7 @@ pub fn read(file: &SourceFile, wanted: &[&str]) -> Result<Records> {
     let bytes = file.bytes.read(0..file.bytes.len())?;
     let list = match file.kind {
         FileKind::Jsonl => lines(&bytes, &name)?,
-        FileKind::Parquet => rows(bytes.into(), wanted).with_context(|| format!("cannot read {name}"))?,
+        FileKind::Parquet => guarded(|| rows(bytes.into(), wanted)).with_context(|| format!("cannot read {name}"))?,
         _ => bail!("{name} has no columns: examples are read from jsonl and parquet files"),
     };
     Ok(Records { file: name, kind: file.kind, list })

@@ -100,6 +100,16 @@ proptest! {
 }
 
 #[test]
+fn a_page_at_which_the_decoder_panics_is_an_error_that_names_the_file() -> Result<()> {
+    let mut whole = std::fs::read(fixture("snappy-v1.parquet"))?;
+    whole[776] = 12;
+    assert!(
+        message(memory("x.parquet", whole).and_then(|file| DataSet::open(vec![file], "text"))).contains("x.parquet")
+    );
+    Ok(())
+}
+
+#[test]
 fn empty_and_mixed_sources_are_refused() -> Result<()> {
     assert_eq!(message(DataSet::open(Vec::new(), "text")), "the data set has no files");
     assert!(message(memory("a.txt", "")).contains("a.txt is empty"));
