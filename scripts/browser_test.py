@@ -13,7 +13,7 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 vrtrain, chromium, config, folder = sys.argv[1:5]
-folder = Path(folder)
+folder = Path(folder).resolve()
 runs = folder / "runs"
 
 
@@ -45,13 +45,17 @@ class Page:
         self.page.goto(address)
         self.page.wait_for_selector(".uplot canvas")
 
-    def count(self):
-        return self.page.inner_text("#count")
+    def expect_shown(self, text):
+        for _ in range(100):
+            if self.page.inner_text("#count") == text:
+                return
+            self.page.wait_for_timeout(50)
+        raise AssertionError(f"{self.page.inner_text('#count')!r} is not {text!r}")
 
     def hover(self, chart, share):
         box = self.page.locator(f"#{chart} .u-over").bounding_box()
         self.page.mouse.move(box["x"] + box["width"] * share, box["y"] + box["height"] / 2)
-        self.page.wait_for_function(f"!document.querySelector('#{chart} .tip').hidden")
+        self.page.wait_for_selector(f"#{chart} .tip:not([hidden])")
         rows = self.page.locator(f"#{chart} .tip tr").all()
         return [[cell.inner_text().strip() for cell in row.locator("td").all()] for row in rows]
 
@@ -64,6 +68,13 @@ class Page:
           return 0;
         }"""
         return self.page.evaluate(script, name)
+
+    def wait_for_entries(self, count):
+        for _ in range(100):
+            if self.page.locator("#runs .run").count() == count:
+                return
+            self.page.wait_for_timeout(50)
+        raise AssertionError(f"the list does not come to {count} runs")
 
     def wait_for_step(self, name, step):
         for _ in range(300):
@@ -82,7 +93,7 @@ def report(browser):
     subprocess.run([vrtrain, "report", str(runs), "--out", str(out)], check=True)
     view = Page(browser, out.as_uri(), out.as_uri())
     page = view.page
-    assert view.count() == "2 of 2 runs shown", view.count()
+    view.expect_shown("2 of 2 runs shown")
 
     # The values under the cursor are those of metrics.jsonl.
     rows = view.hover("chart-loss", 0.5)
@@ -95,16 +106,16 @@ def report(browser):
     # Toggling, filtering and "only" change what is drawn.
     box = page.locator("#runs input").first
     box.uncheck()
-    assert view.count() == "1 of 2 runs shown"
+    view.expect_shown("1 of 2 runs shown")
     assert [row[0] for row in view.hover("chart-gate", 0.5)] == ["two"]
     box.check()
     page.fill("#filter", "ONE")
-    page.wait_for_function("document.querySelectorAll('#runs .run').length === 1")
-    assert view.count() == "1 of 2 runs shown"
+    view.wait_for_entries(1)
+    view.expect_shown("1 of 2 runs shown")
     page.fill("#filter", "")
-    page.wait_for_function("document.querySelectorAll('#runs .run').length === 2")
+    view.wait_for_entries(2)
     page.locator(".only").nth(1).click(force=True)
-    assert view.count() == "1 of 2 runs shown"
+    view.expect_shown("1 of 2 runs shown")
     page.click("#all")
 
     # Axes, scales, smoothing.

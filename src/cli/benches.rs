@@ -13,6 +13,7 @@ pub(super) enum BenchCommand {
     #[command(after_help = "Example:\n  vrtrain bench train --n-layer 6 --n-embd 384 --n-head 6 --json")]
     Train(BenchTrainArgs),
     /// Tokens per second of reading prompts and of writing, on a model's real weights.
+    #[command(after_help = "Example:\n  vrtrain bench generate runs/quickstart-1 --json")]
     Generate(BenchGenerateArgs),
     /// VRAdam's step beside AdamW's and beside the time that memory needs, on 124M parameters (2.7 GB).
     #[command(after_help = "Example:\n  vrtrain bench optimizer --pairs 21 --json")]

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 #[derive(Args)]
 pub(super) struct CompareArgs {
-    /// A task that has a config of its own: wikitext2, cifar10-resnet32, cifar10-cnn, gridworld, gpt2.
+    /// A task that has a config of its own: wikitext2, cifar10-resnet32, cifar10-cnn, gridworld, gpt2, gsm8k.
     #[arg(long, value_name = "NAME")]
     task: Option<String>,
     /// A config; with several, whole configs are compared.
@@ -63,7 +63,7 @@ pub(super) enum TuneCommand {
 /// What is tuned.
 #[derive(Args)]
 pub(super) struct SubjectArgs {
-    /// A task that has a config of its own: wikitext2, cifar10-resnet32, cifar10-cnn, gridworld, gpt2.
+    /// A task that has a config of its own: wikitext2, cifar10-resnet32, cifar10-cnn, gridworld, gpt2, gsm8k.
     #[arg(long, value_name = "NAME")]
     task: Option<String>,
     #[arg(long, value_name = "FILE")]

@@ -20,6 +20,7 @@ pub const PRESETS: &[Preset] = &[
     preset("cifar10-cnn", "cifar10-cnn.toml", include_str!("../../configs/lab/cifar10-cnn.toml")),
     preset("gridworld", "gridworld.toml", include_str!("../../configs/lab/gridworld.toml")),
     preset("gpt2", "gpt2-124m.toml", include_str!("../../configs/gpt2-124m.toml")),
+    preset("gsm8k", "gpt2-large-gsm8k.toml", include_str!("../../configs/gpt2-large-gsm8k.toml")),
 ];
 
 const fn preset(name: &'static str, file: &'static str, text: &'static str) -> Preset {

@@ -35,6 +35,7 @@ impl Description {
             Some(Phase::Failed { error }) => Some(error.clone()),
             _ => None,
         };
+        let steps = status.as_ref().map(|status| status.steps).or_else(|| steps_of(&config));
         let all = read_samples(path)?;
         let every = all.len().div_ceil(MOST_SAMPLES).max(1);
         let count = all.len();
@@ -43,8 +44,8 @@ impl Description {
         Ok(Self {
             id: path.display().to_string(),
             name: found.name.clone(),
-            state: state(path, status.as_ref()),
-            steps: status.map(|status| status.steps).or_else(|| steps_of(&config)),
+            state: state(path, status.as_ref(), steps),
+            steps,
             error,
             config,
             samples: kept.map(|(_, sample)| sample).collect(),

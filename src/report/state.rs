@@ -44,9 +44,10 @@ impl State {
     }
 }
 
-/// The state of the run in a folder.
-pub fn state(run: &Path, status: Option<&Status>) -> State {
-    let Some(status) = status else { return State::Unknown };
+/// The state of the run in a folder; `steps` is its last step, where that is known.
+pub fn state(run: &Path, status: Option<&Status>, steps: Option<u64>) -> State {
+    let all_done = || newest_checkpoint(run).zip(steps).is_some_and(|(step, steps)| step >= steps);
+    let Some(status) = status else { return if all_done() { State::Finished } else { State::Unknown } };
     match &status.phase {
         Phase::Finished => State::Finished,
         Phase::Interrupted => State::Interrupted,
@@ -54,7 +55,7 @@ pub fn state(run: &Path, status: Option<&Status>) -> State {
         Phase::Running => match status.liveness() {
             Liveness::Alive => State::Running,
             // Ended after its last checkpoint: nothing is missing.
-            Liveness::Gone if newest_checkpoint(run).is_some_and(|step| step >= status.steps) => State::Finished,
+            Liveness::Gone if all_done() => State::Finished,
             Liveness::Gone => State::Dead,
             Liveness::Elsewhere if unix_time() - last_seen(run, Some(status)) < SILENCE_S => State::Running,
             Liveness::Elsewhere => State::Silent,
@@ -115,7 +116,7 @@ impl Summary {
         Ok(Self {
             path: found.path.display().to_string(),
             name: found.name.clone(),
-            state: state(&found.path, status.as_ref()),
+            state: state(&found.path, status.as_ref(), steps),
             step: rows.last("step").unwrap_or(0.0) as u64,
             steps,
             loss: rows.last("loss"),

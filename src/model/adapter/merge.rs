@@ -8,7 +8,7 @@ use crate::params::{Frozen, FrozenTensor, Layout};
 use anyhow::{Context, Result};
 use safetensors::tensor::{Dtype, View};
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 /// One tensor of the merged model, computed when it is written.
@@ -88,7 +88,7 @@ pub fn write(
     weights: &[f32],
     prefix: NamePrefix,
 ) -> Result<()> {
-    let mut adapters = HashMap::new();
+    let mut adapters = BTreeMap::new();
     for module in shape.modules(frozen.layout()) {
         let [a, b] = module.names(shape).map(|name| layout.index_of(&name));
         if let (Some(a), Some(b)) = (a, b) {

@@ -287,6 +287,30 @@ mod tests {
     }
 
     #[test]
+    fn weights_in_f16_and_nf4_give_the_bits_of_their_widened_numbers() {
+        let (rows, inputs, outputs) = (3, 130, 70);
+        let x = normal(1, rows * inputs);
+        let half: Vec<half::f16> = normal(2, inputs * outputs).into_iter().map(half::f16::from_f32).collect();
+        let half_wide: Vec<f32> = half.iter().map(|x| x.to_f32()).collect();
+        let four = nf4::quantize(&half_wide);
+        let mut four_wide = vec![0.0; inputs * outputs];
+        nf4::dequantize_all(&four, &mut four_wide);
+        for (narrow, wide) in [(Numbers::F16(&half), &half_wide), (Numbers::Nf4(&four), &four_wide)] {
+            for orientation in [Orientation::InOut, Orientation::OutIn] {
+                for precision in [Precision::F32, Precision::Bf16] {
+                    let dims = Dims { inputs, outputs, orientation, precision };
+                    let [found, expected] = [narrow, Numbers::F32(wide)].map(|data| {
+                        let mut y = vec![7.0; rows * outputs];
+                        forward(&x, Weight { data, dims }, None, None, &mut y);
+                        y
+                    });
+                    assert!(found == expected, "{dims:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn a_row_alone_gives_the_bits_that_it_gives_among_others() {
         for (rows, inputs, outputs) in SHAPES {
             let (x, data) = (normal(1, rows * inputs), normal(2, inputs * outputs));

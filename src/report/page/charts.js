@@ -16,7 +16,7 @@ const PANELS = [
     lines: [{ column: "velocity_sq", name: "||v||²", smooth: true }] },
   { id: "norm", title: "Gradient norm", unit: "before the clip", log: true,
     lines: [{ column: "grad_norm", name: "norm", smooth: true }] },
-  { id: "rate", title: "Learning rate", unit: "eta after the gate, faint: scheduled",
+  { id: "rate", title: "Learning rate", unit: "eta; faint: scheduled",
     lines: [{ column: "lr", name: "scheduled", faint: true }, { column: "eta", name: "eta", smooth: true }] },
   { id: "speed", title: "Throughput", unit: "tokens per second",
     lines: [{ column: "tokens_per_s", name: "tok/s", smooth: true }] },
