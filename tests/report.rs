@@ -59,7 +59,10 @@ fn a_report_is_a_page_a_picture_and_tables_of_the_same_numbers() {
     assert_eq!(lines.clone().count(), expected.len());
     for (line, record) in lines.zip(&expected) {
         let cells: Vec<&str> = line.split(',').collect();
-        for (name, value) in record.as_object().expect("an object") {
+        // The digest of the batch is no number.
+        let numbers = record.as_object().expect("an object").iter().filter(|(_, value)| value.is_number());
+        assert!(numbers.clone().count() >= 10);
+        for (name, value) in numbers {
             let cell = cells[heads.iter().position(|head| head == name).expect("a column")];
             assert_eq!(cell.parse::<f64>().ok(), value.as_f64(), "{name}");
         }
