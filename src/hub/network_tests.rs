@@ -318,7 +318,7 @@ fn proxies_of_the_environment_are_used_except_where_no_proxy_says_otherwise() {
 }
 
 #[test]
-#[ignore = "run by the test above with other variables"]
+#[ignore = "needs a process of its own: `cargo test --release --lib proxies_of` starts it as one"]
 fn child_behind_a_proxy() {
     let (bytes, sha256) = content();
     let mut settings = Settings::from_env().expect("settings");

@@ -13,6 +13,7 @@ mod init;
 pub mod llama;
 #[cfg(test)]
 mod precision_tests;
+mod reading;
 mod shape;
 mod stored;
 mod twin;

@@ -4,6 +4,7 @@ use super::{Gpt2Config, Gpt2Parameters, LinearParameters, NormParameters};
 use crate::model::adapter::Adapters;
 use crate::model::dropout::{Site, dropped};
 use crate::model::extent::{Extent, Rows};
+use crate::model::reading;
 use crate::model::stored::Stored;
 use crate::ops::dropout::{self, Draw, Mask};
 use crate::ops::product::{Numbers, Precision};
@@ -167,24 +168,12 @@ impl Model {
         weights.vector(&self.layout, index)
     }
 
-    /// The token embedding: exact where it is trained, as it is stored where it is frozen.
     pub fn table<'a>(&self, weights: Weights<'a>, index: usize) -> Numbers<'a> {
-        match weights.frozen {
-            Some(frozen) => frozen.tensor(index).into(),
-            None => self.weight(weights, index).into(),
-        }
+        reading::table(&self.layout, weights, index)
     }
 
-    /// As a product of this model's precision reads it: from the bf16 copy, if there is one; a frozen one as it is stored.
     pub fn matrix<'a>(&self, weights: Weights<'a>, index: usize) -> Numbers<'a> {
-        if let Some(frozen) = weights.frozen {
-            return frozen.tensor(index).into();
-        }
-        let range = self.layout.parameters()[index].range();
-        match (self.precision, weights.rounded) {
-            (Precision::Bf16, Some(rounded)) => rounded[range].into(),
-            _ => weights.exact[range].into(),
-        }
+        reading::matrix(&self.layout, weights, self.precision, index)
     }
 
     fn linear_weight<'a>(&self, weights: Weights<'a>, layer: LinearParameters) -> linear::Weight<'a> {
