@@ -1,6 +1,9 @@
 """vrtrain beside PyTorch on this machine, in turn, and the ratio of their medians.
 
 usage: compare_train.py VRTRAIN_BINARY [--rounds 3] [--shapes 124m-256,124m-1024,6x384] [--peers eager,compiled,tuned,...]
+                        [--model FOLDER]
+A peer is compared with vrtrain in the same precision. --model FOLDER takes a model that transformers loads (4 x 512 tokens,
+or --rows and --time) in place of the GPT-2 shapes.
 Peers: eager (f32 as its users run it), compiled (the same under torch.compile), medium (f32 through oneDNN, compiled),
 tuned (medium with an allocator that never returns memory), bf16 (autocast, compiled), bf16-tuned (with the allocator
 and a padded head). Run it with the interpreter that has torch; build vrtrain with `cargo build --release` first.
@@ -32,7 +35,11 @@ parser.add_argument("--shapes", default="124m-256")
 parser.add_argument("--peers", default="eager")
 parser.add_argument("--ours", default="f32", help="precisions of vrtrain: f32, bf16, or both with a comma")
 parser.add_argument("--threads", type=int, default=2)
+parser.add_argument("--model", help="a model's folder, in place of the shapes")
+parser.add_argument("--rows", type=int, default=4)
+parser.add_argument("--time", type=int, default=512)
 options = parser.parse_args()
+MODEL_TYPE = json.load(open(os.path.join(options.model, "config.json")))["model_type"] if options.model else None
 
 
 def run(command, extra):
@@ -45,9 +52,13 @@ def run(command, extra):
 
 
 def ours(shape, precision):
-    layers, width, heads, rows, time = SHAPES[shape]
     command = [options.binary, "bench", "train", "--json", "--steps", str(options.steps)]
-    command += ["--n-layer", str(layers), "--n-embd", str(width), "--n-head", str(heads)]
+    if options.model:
+        rows, time = options.rows, options.time
+        command += ["--arch", MODEL_TYPE, "--init", options.model]
+    else:
+        layers, width, heads, rows, time = SHAPES[shape]
+        command += ["--n-layer", str(layers), "--n-embd", str(width), "--n-head", str(heads)]
     command += ["--micro-batch", str(rows), "--sequence-length", str(time)]
     if precision != "f32":
         command += ["--dtype", precision]
@@ -55,15 +66,19 @@ def ours(shape, precision):
 
 
 def peer(shape, name):
-    layers, width, heads, rows, time = SHAPES[shape]
     arguments, extra = PEERS[name]
     command = [sys.executable, os.path.join(HERE, "peer_train.py"), "--steps", str(options.steps)]
-    command += ["--layers", str(layers), "--width", str(width), "--heads", str(heads)]
+    if options.model:
+        rows, time = options.rows, options.time
+        command += ["--model", options.model]
+    else:
+        layers, width, heads, rows, time = SHAPES[shape]
+        command += ["--layers", str(layers), "--width", str(width), "--heads", str(heads)]
     command += ["--rows", str(rows), "--time", str(time), "--threads", str(options.threads)]
     return run(command + arguments, extra)
 
 
-for shape in options.shapes.split(","):
+for shape in [options.model] if options.model else options.shapes.split(","):
     runs = {}
     for _ in range(options.rounds):
         for precision in options.ours.split(","):
@@ -76,6 +91,7 @@ for shape in options.shapes.split(","):
     for name in runs:
         line = f"  {name:<22} {speed[name]:8.0f} tok/s  {memory[name] / 2**30:5.2f} GiB"
         if not name.startswith("vrtrain"):
-            first = next(iter(runs))
-            line += f"   {first}: {speed[first] / speed[name]:.2f}x the speed, {memory[first] / memory[name]:.2f}x the memory"
+            same = "vrtrain bf16" if "bf16" in name else "vrtrain f32"
+            if same in runs:
+                line += f"   {same}: {speed[same] / speed[name]:.2f}x the speed, {memory[same] / memory[name]:.2f}x the memory"
         print(line)

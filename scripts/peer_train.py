@@ -1,10 +1,11 @@
-"""One training step of GPT-2 in PyTorch on the CPU, timed: the peer of `vrtrain bench train`.
+"""One training step in PyTorch on the CPU, timed: the peer of `vrtrain bench train`.
 
 usage: peer_train.py [--layers 12 --width 768 --heads 12 --rows 4 --time 256] [--precision f32|medium|bf16]
-                     [--compile] [--pad-head] [--threads 2] [--steps 5]
+                     [--compile] [--pad-head] [--threads 2] [--steps 5] [--model FOLDER]
 precision: f32 is PyTorch's default; medium is f32 with set_float32_matmul_precision("medium"), whose products run in
 oneDNN; bf16 is autocast with f32 master weights. --pad-head pads the vocabulary to 50304. Prints one JSON object.
-Needs torch (pip install torch numpy).
+The model is a GPT-2, or the one of FOLDER (or of a hub id) as transformers loads it.
+Needs torch (pip install torch numpy), for --model transformers as well.
 """
 import argparse
 import contextlib
@@ -23,6 +24,7 @@ for name, default in [("layers", 12), ("width", 768), ("heads", 12), ("rows", 4)
 parser.add_argument("--precision", choices=["f32", "medium", "bf16"], default="f32")
 parser.add_argument("--compile", action="store_true")
 parser.add_argument("--pad-head", action="store_true")
+parser.add_argument("--model", help="a model that transformers loads, in place of a GPT-2 of the given shape")
 options = parser.parse_args()
 WIDTH, HEADS, LAYERS = options.width, options.heads, options.layers
 VOCABULARY = 50304 if options.pad_head else 50257
@@ -77,7 +79,21 @@ class Gpt2(nn.Module):
         return F.cross_entropy(logits.view(-1, logits.size(-1)), targets.view(-1))
 
 
-model = Gpt2()
+class Pretrained(nn.Module):
+    """A model of transformers in f32, trained as their Trainer does: logits and cross-entropy of the shifted tokens."""
+
+    def __init__(self, name):
+        super().__init__()
+        from transformers import AutoModelForCausalLM
+
+        self.model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).train()
+
+    def forward(self, ids, targets):
+        logits = self.model(input_ids=ids, use_cache=False).logits
+        return F.cross_entropy(logits.view(-1, logits.size(-1)), targets.view(-1))
+
+
+model = Pretrained(options.model) if options.model else Gpt2()
 decayed = [p for p in model.parameters() if p.dim() >= 2]
 plain = [p for p in model.parameters() if p.dim() < 2]
 optimizer = torch.optim.AdamW(
@@ -86,7 +102,7 @@ optimizer = torch.optim.AdamW(
 )
 run = torch.compile(model) if options.compile else model
 autocast = (lambda: torch.autocast("cpu", dtype=torch.bfloat16)) if options.precision == "bf16" else contextlib.nullcontext
-ids = torch.randint(0, 50257, (options.rows, options.time + 1))
+ids = torch.randint(0, model.model.config.vocab_size if options.model else 50257, (options.rows, options.time + 1))
 inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
 
 

@@ -3,18 +3,25 @@
 //!
 //! A row's result does not depend on the other rows, to the last bit, nor on the number of threads.
 
+#[cfg(target_arch = "x86_64")]
+use super::few_rows_x86::{self, Load as Line};
 use super::{Dims, Orientation, Weight};
-use crate::ops::Number;
+#[cfg(not(target_arch = "x86_64"))]
+use crate::ops::Number as Line;
 use crate::ops::nf4;
 use crate::ops::parallel::{SharedRows, for_each_with_scratch};
 use crate::ops::product::{Numbers, Precision};
+#[cfg(target_arch = "x86_64")]
+use crate::ops::simd::Set;
 use crate::ops::simd::{LANES, Level, kernel, lanes_sum};
+use crate::ops::values::each_kind;
+use crate::ops::{Number, Values};
 use half::bf16;
 
 /// Most rows that come here.
 pub const FEW_ROWS: usize = 32;
-/// Rows of x, and lines of an [O, I] weight, whose products are summed at the same time.
-const TILE: usize = 4;
+/// Lines of a weight that are read at the same time.
+pub(super) const TILE: usize = 4;
 /// Lines of an [O, I] weight in one task.
 const OUTPUTS: usize = 32;
 /// Lines of an [I, O] weight in one task, whose products with x make one partial sum of y.
@@ -39,7 +46,7 @@ pub fn forward(x: &[f32], weight: Weight, bias: Option<&[f32]>, residual: Option
 }
 
 /// `count` lines of `width` numbers of a weight in its precision, from line `first` on; converted into `scratch` where
-/// they are not stored so.
+/// they are not stored so. bf16 is left as it is where `level` reads it as fast.
 fn lines<'a>(
     level: Level,
     weight: Weight<'a>,
@@ -47,11 +54,12 @@ fn lines<'a>(
     count: usize,
     width: usize,
     scratch: &'a mut [f32],
-) -> &'a [f32] {
+) -> Values<'a> {
     let range = first * width..(first + count) * width;
     let scratch = &mut scratch[..count * width];
     match (weight.data, weight.dims.precision) {
-        (Numbers::F32(data), Precision::F32) => return &data[range],
+        (Numbers::F32(data), Precision::F32) => return Values::F32(&data[range]),
+        (Numbers::Bf16(data), _) if reads_bf16(level) => return Values::Bf16(&data[range]),
         (Numbers::F32(data), Precision::Bf16) => {
             scratch.iter_mut().zip(&data[range]).for_each(|(to, from)| *to = bf16::round(*from).widen());
         }
@@ -65,7 +73,15 @@ fn lines<'a>(
             round(precision, scratch);
         }
     }
-    scratch
+    Values::F32(scratch)
+}
+
+/// Whether products with bf16 lines need no copy in f32.
+fn reads_bf16(level: Level) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return level.set() == Set::Avx512;
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
 }
 
 fn round(precision: Precision, numbers: &mut [f32]) {
@@ -93,7 +109,7 @@ fn by_outputs(x: &[f32], weight: Weight, bias: Option<&[f32]>, residual: Option<
             let count = TILE.min(outputs - first);
             let lines = lines(level, weight, first, count, inputs, scratch);
             let mut products = [0.0; FEW_ROWS * TILE];
-            dots(level, x, lines, inputs, rows, count, &mut products);
+            each_kind!(Values, lines, lines => products_of(level, x, lines, inputs, count, &mut products[..rows * TILE]));
             for row in 0..rows {
                 // SAFETY: this task alone has these columns of y.
                 let y = unsafe { shared.segment(row, first, count) };
@@ -107,59 +123,63 @@ fn by_outputs(x: &[f32], weight: Weight, bias: Option<&[f32]>, residual: Option<
     });
 }
 
+/// products[r * TILE + c] = x_r . line_c for the rows of x and `count` lines of `width` numbers.
+fn products_of<N: Number + Line>(
+    level: Level,
+    x: &[f32],
+    lines: &[N],
+    width: usize,
+    count: usize,
+    products: &mut [f32],
+) {
+    // A line that is missing is one that is there already; nobody reads its products.
+    let lines = [0, 1, 2, 3].map(|column: usize| &lines[column.min(count - 1) * width..][..width]);
+    #[cfg(target_arch = "x86_64")]
+    if level.set() == Set::Avx512 {
+        // SAFETY: a level of this set exists only where the processor has it.
+        return unsafe { few_rows_x86::dots(x, lines, width, products) };
+    }
+    dots(level, x, lines, width, products);
+}
+
 kernel! {
-    /// products[r * TILE + c] = x_r . line_c for `rows` rows of x and `count` lines of `width` numbers.
-    fn dots(x: &[f32], lines: &[f32], width: usize, rows: usize, count: usize, products: &mut [f32]) {
-        let x_row = |row: usize| &x[row * width..(row + 1) * width];
-        let line = |column: usize| &lines[column * width..(column + 1) * width];
-        let mut row = 0;
-        while row + TILE <= rows && count == TILE {
-            let sums = tile([0, 1, 2, 3].map(|i| x_row(row + i)), [0, 1, 2, 3].map(line));
-            for (i, sums) in sums.iter().enumerate() {
-                products[(row + i) * TILE..][..TILE].copy_from_slice(sums);
-            }
-            row += TILE;
-        }
-        for row in row..rows {
-            if count == TILE {
-                let [sums] = tile([x_row(row)], [0, 1, 2, 3].map(line));
-                products[row * TILE..][..TILE].copy_from_slice(&sums);
-            } else {
-                for column in 0..count {
-                    let [[sum]] = tile([x_row(row)], [line(column)]);
-                    products[row * TILE + column] = sum;
-                }
-            }
+    /// As [`products_of`], for whole tiles of lines.
+    fn dots<N>(x: &[f32], lines: [&[N]; TILE], width: usize, products: &mut [f32]) {
+        for (x, products) in x.chunks_exact(width).zip(products.chunks_exact_mut(TILE)) {
+            products.copy_from_slice(&four_dots(x, lines));
         }
     }
 }
 
-/// The products of R rows with C lines, each summed in lanes, in the same order whatever R and C are.
+/// The products of x with four lines, each summed in lanes. Lines and sums have names, not indices: over an index the
+/// compiler keeps the sums in memory and adds them one by one.
 #[inline(always)]
-fn tile<const R: usize, const C: usize>(x: [&[f32]; R], lines: [&[f32]; C]) -> [[f32; C]; R] {
-    let width = lines[0].len();
-    let (whole, mut sums) = (width / LANES, [[[0.0f32; LANES]; C]; R]);
-    let blocks = x.map(|x| &x.as_chunks::<LANES>().0[..whole]);
-    let line_blocks = lines.map(|line| &line.as_chunks::<LANES>().0[..whole]);
-    for block in 0..whole {
-        for c in 0..C {
-            for r in 0..R {
-                for i in 0..LANES {
-                    sums[r][c][i] += blocks[r][block][i] * line_blocks[c][block][i];
-                }
-            }
+fn four_dots<N: Number>(x: &[f32], [first, second, third, fourth]: [&[N]; TILE]) -> [f32; TILE] {
+    let (x_blocks, x_rest) = x.as_chunks::<LANES>();
+    let ((first, first_rest), (second, second_rest)) = (first.as_chunks::<LANES>(), second.as_chunks::<LANES>());
+    let ((third, third_rest), (fourth, fourth_rest)) = (third.as_chunks::<LANES>(), fourth.as_chunks::<LANES>());
+    let (mut a, mut b, mut c, mut d) = ([0.0f32; LANES], [0.0f32; LANES], [0.0f32; LANES], [0.0f32; LANES]);
+    for ((((x, first), second), third), fourth) in x_blocks.iter().zip(first).zip(second).zip(third).zip(fourth) {
+        for i in 0..LANES {
+            a[i] += x[i] * first[i].widen();
+        }
+        for i in 0..LANES {
+            b[i] += x[i] * second[i].widen();
+        }
+        for i in 0..LANES {
+            c[i] += x[i] * third[i].widen();
+        }
+        for i in 0..LANES {
+            d[i] += x[i] * fourth[i].widen();
         }
     }
-    let mut products = [[0.0; C]; R];
-    for r in 0..R {
-        for c in 0..C {
-            for (i, place) in (whole * LANES..width).enumerate() {
-                sums[r][c][i] += x[r][place] * lines[c][place];
-            }
-            products[r][c] = lanes_sum(sums[r][c]);
-        }
+    for (i, x) in x_rest.iter().enumerate() {
+        a[i] += x * first_rest[i].widen();
+        b[i] += x * second_rest[i].widen();
+        c[i] += x * third_rest[i].widen();
+        d[i] += x * fourth_rest[i].widen();
     }
-    products
+    [lanes_sum(a), lanes_sum(b), lanes_sum(c), lanes_sum(d)]
 }
 
 /// A weight [I, O]: a task is some of its lines, whose products are a partial sum of every row of y; the partial sums
@@ -179,7 +199,7 @@ fn by_inputs(x: &[f32], weight: Weight, bias: Option<&[f32]>, residual: Option<&
             let lines = lines(level, weight, first, count, outputs, scratch);
             for (row, sums) in sums.chunks_exact_mut(outputs).enumerate() {
                 let x = &x[row * inputs + first..][..count];
-                add_lines(level, x, lines, sums);
+                each_kind!(Values, lines, lines => add_lines(level, x, lines, sums));
             }
         }
     });
@@ -205,7 +225,7 @@ fn by_inputs(x: &[f32], weight: Weight, bias: Option<&[f32]>, residual: Option<&
 
 kernel! {
     /// sums += x . lines, for x of at most TILE numbers and as many lines.
-    fn add_lines(x: &[f32], lines: &[f32], sums: &mut [f32]) {
+    fn add_lines<N>(x: &[f32], lines: &[N], sums: &mut [f32]) {
         let width = sums.len();
         if let [a, b, c, d] = *x {
             let (first, rest) = lines.split_at(width);
@@ -213,12 +233,12 @@ kernel! {
             let (third, fourth) = rest.split_at(width);
             let fourth = &fourth[..width];
             for i in 0..width {
-                sums[i] += (a * first[i] + b * second[i]) + (c * third[i] + d * fourth[i]);
+                sums[i] += (a * first[i].widen() + b * second[i].widen()) + (c * third[i].widen() + d * fourth[i].widen());
             }
         } else {
             for (x, line) in x.iter().zip(lines.chunks_exact(width)) {
                 for (sum, value) in sums.iter_mut().zip(line) {
-                    *sum += x * value;
+                    *sum += x * value.widen();
                 }
             }
         }
@@ -287,24 +307,34 @@ mod tests {
     }
 
     #[test]
-    fn weights_in_f16_and_nf4_give_the_bits_of_their_widened_numbers() {
-        let (rows, inputs, outputs) = (3, 130, 70);
-        let x = normal(1, rows * inputs);
-        let half: Vec<half::f16> = normal(2, inputs * outputs).into_iter().map(half::f16::from_f32).collect();
+    fn narrow_weights_give_the_bits_of_their_widened_numbers_on_every_instruction_set() {
+        let (rows, inputs, outputs) = (6, 130, 70);
+        let (x, data) = (normal(1, rows * inputs), normal(2, inputs * outputs));
+        let half: Vec<half::f16> = data.iter().map(|&x| half::f16::from_f32(x)).collect();
         let half_wide: Vec<f32> = half.iter().map(|x| x.to_f32()).collect();
+        let brain: Vec<bf16> = data.iter().map(|&x| bf16::from_f32(x)).collect();
+        let brain_wide: Vec<f32> = brain.iter().map(|x| x.to_f32()).collect();
         let four = nf4::quantize(&half_wide);
         let mut four_wide = vec![0.0; inputs * outputs];
         nf4::dequantize_all(&four, &mut four_wide);
-        for (narrow, wide) in [(Numbers::F16(&half), &half_wide), (Numbers::Nf4(&four), &four_wide)] {
+        let cases = [
+            (Numbers::F16(&half), &half_wide),
+            (Numbers::Bf16(&brain), &brain_wide),
+            (Numbers::Nf4(&four), &four_wide),
+        ];
+        for (narrow, wide) in cases {
             for orientation in [Orientation::InOut, Orientation::OutIn] {
                 for precision in [Precision::F32, Precision::Bf16] {
                     let dims = Dims { inputs, outputs, orientation, precision };
-                    let [found, expected] = [narrow, Numbers::F32(wide)].map(|data| {
-                        let mut y = vec![7.0; rows * outputs];
-                        forward(&x, Weight { data, dims }, None, None, &mut y);
-                        y
+                    let mut all: Vec<Vec<f32>> = Vec::new();
+                    at_every_level(|_| {
+                        all.extend([narrow, Numbers::F32(wide)].map(|data| {
+                            let mut y = vec![7.0; rows * outputs];
+                            forward(&x, Weight { data, dims }, None, None, &mut y);
+                            y
+                        }));
                     });
-                    assert!(found == expected, "{dims:?}");
+                    assert!(all.iter().all(|y| y == &all[0]), "{dims:?}");
                 }
             }
         }

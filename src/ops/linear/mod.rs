@@ -7,6 +7,8 @@
 
 mod cpu;
 mod few_rows;
+#[cfg(target_arch = "x86_64")]
+mod few_rows_x86;
 pub mod reference;
 
 use super::product::{Numbers, Precision};

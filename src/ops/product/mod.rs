@@ -286,12 +286,14 @@ pub fn multiply(
     }
 }
 
-/// Whether our f32 kernel beats the gemm crate's: over the products of a GPT-2 124M step by 3 to 5% on AVX-512, by up to
-/// 12% where k is large; on small products and few rows, where packing weighs more, it loses. Only the size decides, so
-/// that results do not depend on threads.
+/// Whether our f32 kernel beats the gemm crate's on AVX-512: by 3 to 12% over the products of a GPT-2 124M step, and by a
+/// third to two and a half times where a few dozen rows meet a transposed weight, as a LLaMA's prompts do. Where k is small
+/// packing weighs more and it loses. Only the size decides, so that results do not depend on threads.
 fn own_kernel_is_faster(Size { m, k, n }: Size) -> bool {
     let wide = matches!(Instructions::best(), Instructions::Avx512 | Instructions::Avx512Bf16);
-    wide && m >= 128 && n >= 128 && m * k * n >= 1 << 27
+    let large = m >= 128 && m * k * n >= 1 << 27;
+    let few_rows = m >= 32 && k >= 256 && m * k * n >= 1 << 22;
+    wide && n >= 128 && (large || few_rows)
 }
 
 /// C [m, n], rows of `c_row_stride`, (+)= scale * A [m, k] * B [k, n], operands rounded as `precision` says.
