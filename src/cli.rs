@@ -2,17 +2,18 @@
 
 mod benches;
 mod laboratory;
+mod shared;
 
-use crate::commands::{self, Ending, chat, doctor, eval, export, finetune, generate, plan, pretrain};
+use crate::commands::{Ending, chat, doctor, eval, export, finetune, generate, plan, pretrain};
 use crate::commands::{report, runs, watch};
 use crate::config::ConfigError;
-use crate::ops::product::Precision;
 use crate::train::StepLines;
 use anyhow::Context;
 use benches::BenchCommand;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use laboratory::{CompareArgs, LabCommand, SharpnessArgs, TuneCommand};
 use report::Format;
+use shared::{ConfigArgs, PrecisionArgs, RunArgs, SamplingArgs};
 use std::io::Write;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -126,30 +127,12 @@ enum Command {
     Lab(LabCommand),
 }
 
-/// Flags that choose a config.
-#[derive(Args)]
-struct ConfigArgs {
-    /// The run's config (TOML); left out: the embedded quickstart.
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Override one key, e.g. optimizer.beta3=20; may be given several times.
-    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
-    assignments: Vec<String>,
-}
-
 #[derive(Args)]
 struct PretrainArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// The run folder; left out: a fresh runs/<config name>-N.
-    #[arg(long, value_name = "DIR")]
-    run_dir: Option<PathBuf>,
-    /// Continue from the newest valid checkpoint of --run-dir.
-    #[arg(long)]
-    resume: bool,
-    /// No progress, only errors.
-    #[arg(long)]
-    quiet: bool,
+    #[command(flatten)]
+    run: RunArgs,
     /// Print one JSON object a step to stdout, with the fields of metrics.jsonl.
     #[arg(long)]
     json_lines: bool,
@@ -178,24 +161,16 @@ struct GenerateArgs {
     /// How many tokens to write at most.
     #[arg(long, default_value_t = 128)]
     max_new_tokens: usize,
-    /// 0 is greedy.
-    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
-    temperature: f64,
-    /// Draw among the k likeliest tokens only.
-    #[arg(long)]
-    top_k: Option<usize>,
-    /// Draw among the likeliest tokens whose probabilities reach p.
-    #[arg(long, allow_negative_numbers = true)]
-    top_p: Option<f64>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
     /// Seed of the draws (prompt N of --prompts, counted from 0, draws with seed + N).
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Stop before this text; may be given several times.
     #[arg(long)]
     stop: Vec<String>,
-    /// f32, or bf16: weights and operands of the products are rounded to bf16, which is quicker.
-    #[arg(long, default_value = "f32", value_parser = ["f32", "bf16"])]
-    dtype: String,
+    #[command(flatten)]
+    precision: PrecisionArgs,
     /// One JSON object instead of streamed text.
     #[arg(long)]
     json: bool,
@@ -229,21 +204,13 @@ struct ChatArgs {
     /// How many tokens a reply has at most.
     #[arg(long, default_value_t = 512)]
     max_new_tokens: usize,
-    /// 0 is greedy.
-    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
-    temperature: f64,
-    /// Draw among the k likeliest tokens only.
-    #[arg(long)]
-    top_k: Option<usize>,
-    /// Draw among the likeliest tokens whose probabilities reach p.
-    #[arg(long, allow_negative_numbers = true)]
-    top_p: Option<f64>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
     /// Seed of the draws.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// f32, or bf16: weights and operands of the products are rounded to bf16, which is quicker.
-    #[arg(long, default_value = "f32", value_parser = ["f32", "bf16"])]
-    dtype: String,
+    #[command(flatten)]
+    precision: PrecisionArgs,
 }
 
 #[derive(Args)]
@@ -306,9 +273,8 @@ struct EvalArgs {
     /// gsm8k: problems at a time [default: 16, at most 32]; it changes no answer.
     #[arg(long)]
     batch: Option<usize>,
-    /// f32, or bf16: weights and operands of the products are rounded to bf16, which is quicker.
-    #[arg(long, default_value = "f32", value_parser = ["f32", "bf16"])]
-    dtype: String,
+    #[command(flatten)]
+    precision: PrecisionArgs,
     /// Write one JSON object a problem to this file.
     #[arg(long, value_name = "FILE")]
     samples: Option<PathBuf>,
@@ -428,12 +394,12 @@ fn run(command: Command) -> anyhow::Result<Ending> {
             prompts: args.prompts,
             batch: args.batch,
             max_new_tokens: args.max_new_tokens,
-            temperature: args.temperature,
-            top_k: args.top_k,
-            top_p: args.top_p,
+            temperature: args.sampling.temperature,
+            top_k: args.sampling.top_k,
+            top_p: args.sampling.top_p,
             seed: args.seed,
             stop: args.stop,
-            precision: precision(&args.dtype),
+            precision: args.precision.precision(),
             json: args.json,
         }),
         Command::Export(args) => {
@@ -446,11 +412,11 @@ fn run(command: Command) -> anyhow::Result<Ending> {
             target: args.target,
             system: args.system,
             max_new_tokens: args.max_new_tokens,
-            temperature: args.temperature,
-            top_k: args.top_k,
-            top_p: args.top_p,
+            temperature: args.sampling.temperature,
+            top_k: args.sampling.top_k,
+            top_p: args.sampling.top_p,
             seed: args.seed,
-            precision: precision(&args.dtype),
+            precision: args.precision.precision(),
         }),
         Command::Bench(command) => benches::bench(command),
         Command::Compare(args) => laboratory::compare(args),
@@ -466,22 +432,9 @@ fn run(command: Command) -> anyhow::Result<Ending> {
         Command::Completions { shell } => completions(shell),
         Command::Man { out } => man_pages(&out),
         Command::Plan(args) => {
-            plan::run(&plan::Options { config: config(args.config), tokens_per_s: args.tokens_per_s, json: args.json })
+            plan::run(&plan::Options { config: args.config.choice(), tokens_per_s: args.tokens_per_s, json: args.json })
         }
     }
-}
-
-/// A size on the command line.
-fn at_least_one(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(0) => Err("it must be at least 1".into()),
-        Ok(number) => Ok(number),
-        Err(_) => Err("it must be a whole number".into()),
-    }
-}
-
-fn precision(word: &str) -> Precision {
-    if word == "bf16" { Precision::Bf16 } else { Precision::F32 }
 }
 
 fn evaluate(args: EvalArgs) -> anyhow::Result<Ending> {
@@ -523,7 +476,7 @@ fn evaluate(args: EvalArgs) -> anyhow::Result<Ending> {
         calculator: args.calculator,
         max_new_tokens: args.max_new_tokens,
         batch: args.batch,
-        precision: precision(&args.dtype),
+        precision: args.precision.precision(),
         samples: args.samples,
         resume: args.resume,
         json: args.json,
@@ -533,10 +486,10 @@ fn evaluate(args: EvalArgs) -> anyhow::Result<Ending> {
 fn training(args: PretrainArgs, stage: pretrain::Stage) -> pretrain::Options {
     pretrain::Options {
         stage,
-        config: config(args.config),
-        run_dir: args.run_dir,
-        resume: args.resume,
-        quiet: args.quiet,
+        config: args.config.choice(),
+        run_dir: args.run.run_dir,
+        resume: args.run.resume,
+        quiet: args.run.quiet,
         step_lines: if args.json_lines { StepLines::Json } else { StepLines::None },
         json: args.json,
     }
@@ -557,10 +510,6 @@ fn man_pages(folder: &Path) -> anyhow::Result<Ending> {
     write().with_context(|| format!("cannot write the man pages into {}", folder.display()))?;
     eprintln!("wrote the man pages into {}", folder.display());
     Ok(Ending::Done)
-}
-
-fn config(args: ConfigArgs) -> commands::ConfigChoice {
-    commands::ConfigChoice { file: args.config, embedded: commands::Embedded::Pretrain, assignments: args.assignments }
 }
 
 #[cfg(test)]

@@ -64,7 +64,9 @@ fn a_missing_file_a_typo_and_a_conflict_are_config_errors() {
     refuses(&mut case.pretrain(&["optimizer.beta4=1"]), &folder, 2, &["beta4", "beta3"]);
     refuses(&mut case.pretrain(&["train.stepz=1"]), &folder, 2, &["train.stepz", "train.steps"]);
     refuses(&mut case.pretrain(&["train.steps=many"]), &folder, 2, &["train.steps"]);
-    refuses(&mut case.pretrain(&["train.tokens=5"]), &folder, 2, &["train.tokens", "train.steps"]);
+    // One stands in place of the config's own length; two of them conflict.
+    let twice = ["train.tokens=5", "train.steps=9"];
+    refuses(&mut case.pretrain(&twice), &folder, 2, &["train.tokens", "train.steps", "conflicts"]);
     refuses(&mut case.pretrain(&["optimizer.name=vradm"]), &folder, 2, &["vradm", "vradam"]);
     refuses(&mut case.pretrain(&["optimizer.lr=-1"]), &folder, 2, &["lr"]);
     refuses(&mut case.pretrain(&["train.sequence_length=64"]), &folder, 2, &["sequence_length"]);

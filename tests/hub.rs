@@ -118,3 +118,60 @@ fn a_gated_repository_and_a_missing_one_are_named_with_what_to_do() {
     assert!(!run_folder.exists());
     succeed(pretrain(&home, &run_folder).env("HF_ENDPOINT", &server.endpoint).env("HF_TOKEN", "secret"));
 }
+
+#[test]
+fn passes_over_hub_text_are_counted_once_and_go_on_offline_to_the_same_bits() {
+    let Some(shared) = shared("passes_over_hub_text_are_counted_once_and_go_on_offline_to_the_same_bits") else {
+        return;
+    };
+    let folder = tempfile::tempdir().expect("a scratch folder");
+    let place = |name: &str| -> PathBuf { folder.path().join(name) };
+    let passes = |home: &str, run: &str| {
+        let mut command = vrtrain();
+        let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/gpt2-124m.toml");
+        command.env("HF_HOME", place(home)).env("NO_PROXY", "127.0.0.1").args(["pretrain", "--config"]).arg(config);
+        command.arg("--run-dir").arg(place(run));
+        let own = [
+            "model.vocab_size=512",
+            "tokenizer.source=vrtrain-test/stories260K",
+            "data.source=openai/gsm8k",
+            "data.files=main/test-*.parquet",
+            "data.text_column=question",
+            "data.validation.files=main/train-*.parquet",
+            "train.micro_batch=8",
+            "train.tokens_per_step=4096",
+            "train.epochs=1.5",
+            "train.eval_every=0",
+        ];
+        let smaller = SMALLER.iter().filter(|setting| {
+            let key = setting.split('=').next();
+            *setting != &"train.steps=6" && !own.iter().any(|other| other.split('=').next() == key)
+        });
+        smaller.chain(&own).for_each(|setting| {
+            command.args(["--set", setting]);
+        });
+        command
+    };
+    let server = Server::start(&shared, &[]);
+    let output = succeed(passes("home", "whole").env("HF_ENDPOINT", &server.endpoint));
+    let (said, steps) = (stderr(&output), metrics(&place("whole")).len());
+    assert!(said.contains("counting   a pass has"), "{said}");
+    let pass: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(place("whole").join("pass.json")).expect("a count")).expect("JSON");
+    let rows = (pass["tokens"].as_u64().expect("tokens") - 1) / 128;
+    assert_eq!(steps as u64, rows * 3 / 2 / 32);
+    drop(server);
+    // Connections break while it counts; then it goes on without any.
+    let server = Server::start(&shared, &["--drop-after", "100000", "--drop-every", "1"]);
+    let schedule = format!("schedule.steps={steps}");
+    let stopped = ["--set", &schedule, "--set", "train.epochs=0.4"];
+    succeed(passes("other", "cut").args(stopped).env("HF_ENDPOINT", &server.endpoint));
+    drop(server);
+    let output = succeed(passes("other", "cut").arg("--resume").env("HF_HUB_OFFLINE", "1"));
+    assert!(!stderr(&output).contains("counting"), "{}", stderr(&output));
+    // But for the evaluation at the stop, which the uninterrupted run has no reason to make.
+    let training = |run: &str| losses(&place(run)).into_iter().map(|(loss, _)| loss).collect::<Vec<_>>();
+    assert_eq!(training("cut"), training("whole"));
+    let weights = |run: &str| checkpoint_file(&place(run), "model.safetensors");
+    assert!(weights("whole") == weights("cut"), "other bits after a resume");
+}

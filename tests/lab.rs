@@ -248,6 +248,53 @@ fn the_range_test_and_the_gate_recommend_numbers() {
     assert!(number(&gate, "alpha1") >= 1.0);
 }
 
+/// The presets of language models, cut down by `--set` alone, where there is no hub.
+#[test]
+fn the_language_tasks_compare_other_models_on_local_files_offline() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = fixture("stories260K").display().to_string();
+    let [problems, threads] = ["gsm8k", "oasst"].map(|name| fixture(&format!("finetune/{name}.jsonl")));
+    let files = |path: &Path| {
+        let path = path.display();
+        vec![format!("data.source=['{path}']"), format!("data.validation.source=['{path}']")]
+    };
+    let init = format!("model.init={model}");
+    let gpt2 = ["n_layer=1", "n_head=2", "n_embd=16", "n_inner=32", "n_positions=64", "vocab_size=512"]
+        .map(|shape| format!("model.{shape}"));
+    let words = |list: &[&str]| list.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+    let gpt2_rows = words(&["train.sequence_length=64", "train.tokens_per_step=128", "data.text_column=question"]);
+    let exam = words(&["data.too_long=drop", "train.eval_exact_match=2", "train.exact_match_tokens=8"]);
+    let tasks = [
+        ("gpt2", [files(&problems), gpt2.to_vec(), gpt2_rows, vec![format!("tokenizer.source={model}")]].concat()),
+        ("gsm8k", [files(&problems), exam, vec![init.clone(), "train.tokens_per_step=1024".into()]].concat()),
+        ("oasst2", [files(&threads), vec![init, "train.tokens_per_step=512".into()]].concat()),
+    ];
+    for (task, settings) in tasks {
+        let out = folder.path().join(task);
+        let mut command = vrtrain();
+        command.env("HF_HUB_OFFLINE", "1").env("HF_HOME", folder.path().join("home"));
+        command.args(["compare", "--task", task, "--optimizers", "vradam,adamw", "--seeds", "1", "--json", "--out"]);
+        command.arg(&out).args([
+            "--set",
+            "train.steps=2",
+            "--set",
+            "train.micro_batch=1",
+            "--set",
+            "train.eval_every=1",
+        ]);
+        settings.iter().for_each(|setting| {
+            command.args(["--set", setting]);
+        });
+        let results = json(&succeed(&mut command));
+        assert_eq!(results["paired"], true, "{task}");
+        for row in results["rows"].as_array().expect("rows") {
+            assert_eq!(row["finished"], 1, "{task}: {row}");
+            assert!(row["val_loss"]["mean"].as_f64().is_some_and(f64::is_finite), "{task}: {row}");
+        }
+        assert_eq!(metrics(&out.join("runs/adamw-seed-1")).len(), 2, "{task}");
+    }
+}
+
 /// PyTorch's largest eigenvalues at the fixture's initial weights (scripts/lab_numbers.py), exact second derivatives.
 #[test]
 fn the_sharpness_of_a_gpt2_is_pytorchs() {

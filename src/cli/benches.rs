@@ -1,6 +1,6 @@
 //! Arguments of `vrtrain bench`.
 
-use super::{at_least_one, precision};
+use super::shared::{at_least_one, precision};
 use crate::commands::{Ending, bench};
 use crate::config::{Architecture, ModelConfig, Recompute};
 use crate::ops::product::Precision;

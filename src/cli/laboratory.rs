@@ -1,5 +1,6 @@
 //! Arguments of the laboratory's commands: compare, tune, sharpness, lab.
 
+use super::shared::RunArgs;
 use crate::commands::{Ending, compare, lab, sharpness, task, tokenizer, tune};
 use crate::lab::study::EarlyStop;
 use anyhow::Result;
@@ -8,7 +9,7 @@ use std::path::PathBuf;
 
 #[derive(Args)]
 pub(super) struct CompareArgs {
-    /// A task that has a config of its own: wikitext2, cifar10-resnet32, cifar10-cnn, gridworld, gpt2, gsm8k.
+    /// A task that has a config of its own: wikitext2, cifar10-resnet32, cifar10-cnn, gridworld, gpt2, gsm8k, oasst2.
     #[arg(long, value_name = "NAME")]
     task: Option<String>,
     /// A config; with several, whole configs are compared.
@@ -63,7 +64,7 @@ pub(super) enum TuneCommand {
 /// What is tuned.
 #[derive(Args)]
 pub(super) struct SubjectArgs {
-    /// A task that has a config of its own: wikitext2, cifar10-resnet32, cifar10-cnn, gridworld, gpt2, gsm8k.
+    /// A task that has a config of its own: wikitext2, cifar10-resnet32, cifar10-cnn, gridworld, gpt2, gsm8k, oasst2.
     #[arg(long, value_name = "NAME")]
     task: Option<String>,
     #[arg(long, value_name = "FILE")]
@@ -208,15 +209,8 @@ pub(super) struct TaskArgs {
     /// Override one key; may be given several times.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     assignments: Vec<String>,
-    /// The run folder; left out: a fresh runs/<config name>-N.
-    #[arg(long, value_name = "DIR")]
-    run_dir: Option<PathBuf>,
-    /// Continue from the newest valid checkpoint of --run-dir.
-    #[arg(long)]
-    resume: bool,
-    /// No progress, only errors.
-    #[arg(long)]
-    quiet: bool,
+    #[command(flatten)]
+    run: RunArgs,
     /// Print one JSON object about the finished run to stdout.
     #[arg(long)]
     json: bool,
@@ -270,9 +264,9 @@ pub(super) fn lab(command: LabCommand) -> Result<Ending> {
         LabCommand::Train(args) => task::run(&task::Options {
             config: args.config,
             assignments: args.assignments,
-            run_dir: args.run_dir,
-            resume: args.resume,
-            quiet: args.quiet,
+            run_dir: args.run.run_dir,
+            resume: args.run.resume,
+            quiet: args.run.quiet,
             json: args.json,
         }),
     }

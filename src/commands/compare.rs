@@ -1,7 +1,7 @@
 //! `vrtrain compare`: several optimizers, or whole configs, from the same weights over the same batches, several seeds.
 
 use super::study_base::{Base, absolute};
-use super::workers::{End, Finish, Job, Watch, run_all};
+use super::workers::{End, Finish, Job, Watch, is_divergence, run_all};
 use super::{Ending, print_json};
 use crate::config::ConfigError;
 use crate::lab::comparison::{Comparison, Outcome, RunResult};
@@ -76,11 +76,7 @@ pub fn run(options: &Options) -> Result<Ending> {
         let (_, _, run, job) = waiting[index];
         let verdict = match end {
             End::Done => "finished".to_owned(),
-            End::Failed(why)
-                if ["not finite", " is NaN", " is inf", " is -inf"].iter().any(|word| why.contains(word)) =>
-            {
-                format!("diverged: {why}")
-            }
+            End::Failed(why) if is_divergence(&why) => format!("diverged: {why}"),
             End::Failed(why) | End::Refused(why) => {
                 bail!("{} failed: {why} (its whole output: {})", job.label, job.log.display())
             }

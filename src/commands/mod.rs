@@ -18,6 +18,7 @@ pub mod pretrain;
 mod quickstart;
 pub mod report;
 mod run_data;
+mod run_length;
 pub mod runs;
 mod setup;
 mod shape;

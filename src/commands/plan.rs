@@ -2,8 +2,10 @@
 
 use super::adapted::{Adapted, Base};
 use super::prepare::{Prepared, prepare};
+use super::run_length::Counting;
 use super::setup::Initial;
 use super::{ConfigChoice, Ending, doctor, print_json};
+use crate::data::Basis;
 use crate::model::Extent;
 use crate::ops::product::Precision;
 use crate::params::Layout;
@@ -68,7 +70,7 @@ pub fn memory(prepared: &Prepared, layout: &Layout) -> Result<Memory> {
 
 /// Prints the plan.
 pub fn run(options: &Options) -> Result<Ending> {
-    let prepared = prepare(options.config.load()?, None)?;
+    let prepared = prepare(options.config.load()?, None, Counting::Estimated)?;
     let (layout, own) = (prepared.layout()?, Layout::new(prepared.model.parameter_specs()));
     let (train, memory) = (&prepared.config.train, memory(&prepared, &layout)?);
     let flops = prepared.flops_per_token(&layout);
@@ -85,6 +87,7 @@ pub fn run(options: &Options) -> Result<Ending> {
         Initial::Hub(model) => model.weight_bytes(super::setup::LazyHub::default().get()?)?,
         _ => 0,
     };
+    let estimated = prepared.pass.as_ref().is_some_and(|pass| pass.basis == Basis::Estimated);
     let read_bytes = prepared.data.read_bytes();
     let basis = if options.tokens_per_s.is_some() { "as given" } else { "guessed from this machine's products" };
     if options.json {
@@ -94,7 +97,7 @@ pub fn run(options: &Options) -> Result<Ending> {
                 "base": memory.base, "weights": memory.weights, "gradients": memory.gradients, "optimizer": memory.optimizer,
                 "activations": memory.activations, "total": memory.total(),
             },
-            "flops_per_token": flops, "steps": prepared.steps, "tokens": tokens,
+            "flops_per_token": flops, "steps": prepared.steps, "steps_estimated": estimated, "tokens": tokens,
             "download_bytes": { "weights": download, "data_per_epoch": read_bytes },
             "tokens_per_s": speed, "tokens_per_s_basis": basis, "seconds": seconds,
         }))?;
@@ -113,7 +116,13 @@ pub fn run(options: &Options) -> Result<Ending> {
     println!("  gradients    {}", gib(memory.gradients));
     println!("  optimizer    {}", gib(memory.optimizer));
     println!("  activations  {}", gib(memory.activations));
-    println!("work         {} FLOPs a token, {} tokens in {} steps", short(flops), short(tokens), prepared.steps);
+    let about = if estimated { " (estimated from a part of the data; a run counts them all first)" } else { "" };
+    println!(
+        "work         {} FLOPs a token, {} tokens in {} steps{about}",
+        short(flops),
+        short(tokens),
+        prepared.steps
+    );
     println!("download     weights {}B; data {}B an epoch", short(download as f64), short(read_bytes as f64));
     println!("time         {:.1} h at {} tok/s ({basis})", seconds / 3600.0, short(speed));
     Ok(Ending::Done)

@@ -3,13 +3,13 @@
 use super::adapted::{self, Adapted};
 use super::exact_match::Exam;
 use super::run_data::{self, RunData};
+use super::run_length::{Counting, RunLength, run_length};
 use super::setup::{self, FoundTokenizer, Initial, LazyHub, ModelPlan};
 use super::{device, quickstart, shape};
 use crate::config::{
-    DType, DataSource, Duration, ExampleColumns, OptimizerSettings, RunConfig, ScheduleConfig, ScheduleName, Settings,
-    Source,
+    DType, DataSource, ExampleColumns, OptimizerSettings, RunConfig, ScheduleConfig, ScheduleName, Settings, Source,
 };
-use crate::data::{ChatTemplate, TextTokenizer};
+use crate::data::{ChatTemplate, Pass, TextTokenizer};
 use crate::model::ModelShape;
 use crate::ops::product::Precision;
 use crate::optim::{OptimizerConfig, Schedule, Value};
@@ -30,6 +30,8 @@ pub struct Prepared {
     pub data: RunData,
     pub optimizer: OptimizerConfig,
     pub steps: u64,
+    /// The length of a pass over the data, where `steps` follows from it.
+    pub pass: Option<Pass>,
     pub schedule: Schedule,
     pub device: Device,
     pub precision: Precision,
@@ -80,7 +82,8 @@ impl Prepared {
 
 /// Resolves and opens everything that the config names. `stored` is a resumed run's own folder of model and tokenizer,
 /// given when its weights come from a checkpoint: then nothing is asked of `model.init` and `tokenizer.source`.
-pub fn prepare(mut config: RunConfig, stored: Option<&Path>) -> Result<Prepared> {
+/// `counting` says how exactly the length of `train.epochs` must be known.
+pub fn prepare(mut config: RunConfig, stored: Option<&Path>, counting: Counting<'_>) -> Result<Prepared> {
     let hub = LazyHub::with_cache_gib(config.data.cache_gib);
     let mut reasons = Vec::new();
     let settings = config.settings.0.clone();
@@ -144,7 +147,7 @@ pub fn prepare(mut config: RunConfig, stored: Option<&Path>) -> Result<Prepared>
     };
     let exam = Exam::new(&config, &data, found.as_ref())?;
     let plain_chat_template = plain_chat_template(&config, found.as_ref(), folder.as_deref())?;
-    let steps = steps(&config, &data, found.as_ref(), &model)?;
+    let RunLength { steps, pass } = run_length(&config, &data, found.as_ref(), model.vocab_size(), counting)?;
     let horizon = *config.schedule.steps.get_or_insert(steps);
     let schedule = schedule_of(&config.schedule, &settings, horizon)?;
     Ok(Prepared {
@@ -157,6 +160,7 @@ pub fn prepare(mut config: RunConfig, stored: Option<&Path>) -> Result<Prepared>
         data,
         optimizer,
         steps,
+        pass,
         schedule,
         device,
         precision,
@@ -266,20 +270,6 @@ fn check_fit(config: &RunConfig, model: &ModelShape, vocabulary: Option<usize>, 
         return Err(settings.error("model.dropout", message).into());
     }
     Ok(())
-}
-
-/// The length of the run in steps.
-fn steps(config: &RunConfig, data: &RunData, tokenizer: Option<&TextTokenizer>, model: &ModelShape) -> Result<u64> {
-    let train = &config.train;
-    match train.duration {
-        Duration::Steps(steps) => Ok(steps),
-        Duration::Tokens(tokens) => Ok(tokens.div_ceil(train.tokens_per_step as u64)),
-        Duration::Epochs(epochs) => {
-            let rows = data.rows_of_epochs(config, tokenizer, model.vocab_size(), epochs)?;
-            let rows_per_step = (train.tokens_per_step / train.sequence_length) as u64;
-            Ok((rows / rows_per_step).max(1))
-        }
-    }
 }
 
 /// The schedule over `horizon` steps.

@@ -2,6 +2,7 @@
 
 use super::adapted::{Adapted, refuse_changed_base};
 use super::prepare::{Prepared, TokenizerFiles, prepare};
+use super::run_length::{self, Counting};
 use super::setup;
 use super::target::model_folder;
 use super::{ConfigChoice, Ending, device, print_json, quickstart};
@@ -53,7 +54,8 @@ fn pretrain(options: &Options) -> Result<Ending> {
     check_stage(options.stage, &config)?;
     let resumed = if start == Start::Resume { newest_checkpoint(&path)? } else { None };
     let stored = model_folder(&path);
-    let prepared = prepare(config, resumed.is_some().then_some(stored.as_path()))?;
+    let prepared =
+        prepare(config, resumed.is_some().then_some(stored.as_path()), Counting::Exact { run: &path, verbosity })?;
     if start == Start::Resume {
         refuse_changed_mathematics(&path, &prepared.config)?;
     }
@@ -92,6 +94,9 @@ fn pretrain(options: &Options) -> Result<Ending> {
 
     let folder = RunFolder::open(&path)?;
     folder.write_config(&prepared.config.to_toml())?;
+    if let Some(pass) = &prepared.pass {
+        run_length::keep(&path, pass)?;
+    }
     if resumed.is_none() {
         write_model_folder(&prepared, &stored)?;
         folder.write_initial_hash(&store)?;

@@ -1,7 +1,7 @@
 //! The data of a run: files found, opened and checked; running text is read as it is trained on, examples at once.
 
 use super::setup::{LazyHub, source_files};
-use crate::config::{DataSource, ExampleColumns, ExamplesConfig, RunConfig, Source, ValidationConfig};
+use crate::config::{DataSource, ExampleColumns, ExamplesConfig, RunConfig, ValidationConfig};
 use crate::data::{
     ChatFormat, ChatTemplate, CompletionFormat, DataSet, ExampleFormat, ExampleLimits, ExampleStream, Examples, Feed,
     Order, Packing, Position, SourceFile, StreamSettings, Template, TextTokenizer, TokenStream, ValidationSet,
@@ -174,27 +174,6 @@ impl RunData {
         }
     }
 
-    /// Rows of the first `epochs` epochs; running text is counted once, by reading all of it where it is not known.
-    pub fn rows_of_epochs(
-        &self,
-        config: &RunConfig,
-        tokenizer: Option<&TextTokenizer>,
-        vocabulary_size: usize,
-        epochs: f64,
-    ) -> Result<u64> {
-        let row_length = config.train.sequence_length;
-        match self {
-            Self::Examples { training, .. } => Ok(example_stream(config, training, None)?.rows_of_epochs(epochs)),
-            Self::Text { training, .. } => {
-                let rows = match training.rows(row_length) {
-                    Some(rows) => rows,
-                    None => rows_of_an_epoch(config, training, tokenizer, vocabulary_size)?,
-                };
-                Ok((rows as f64 * epochs).floor() as u64)
-            }
-        }
-    }
-
     /// What is trained on, for people.
     pub fn describe(&self, validation: Option<&ValidationSet>) -> Vec<String> {
         let held_out =
@@ -238,13 +217,14 @@ fn packing(config: &RunConfig) -> Packing {
     if packed { Packing::Packed } else { Packing::OneExampleARow }
 }
 
-fn example_stream(config: &RunConfig, examples: &Arc<Examples>, from: Option<&Position>) -> Result<ExampleStream> {
+/// A stream of the examples, as the config orders and packs them.
+pub fn example_stream(config: &RunConfig, examples: &Arc<Examples>, from: Option<&Position>) -> Result<ExampleStream> {
     let row_length = config.train.sequence_length;
     ExampleStream::open(Arc::clone(examples), order(config), row_length, packing(config), from)
 }
 
 /// How a stream of running text is cut and read.
-fn stream_settings(config: &RunConfig, vocabulary_size: usize) -> StreamSettings {
+pub fn stream_settings(config: &RunConfig, vocabulary_size: usize) -> StreamSettings {
     let train = &config.train;
     StreamSettings {
         sequence_length: train.sequence_length,
@@ -254,28 +234,4 @@ fn stream_settings(config: &RunConfig, vocabulary_size: usize) -> StreamSettings
         // Several steps ahead, so that one slow fetch does not stop the trainer.
         queue_tokens: (4 * train.tokens_per_step).max(1 << 18),
     }
-}
-
-/// Counts the rows of an epoch by tokenising all of it; only done where the data are at hand.
-fn rows_of_an_epoch(
-    config: &RunConfig,
-    training: &Arc<DataSet>,
-    tokenizer: Option<&TextTokenizer>,
-    vocabulary_size: usize,
-) -> Result<u64> {
-    if let DataSource::Files(sources) = &config.data.source
-        && sources.iter().any(|source| matches!(source, Source::Hub(_)))
-    {
-        let message =
-            "`train.epochs` would need the whole data set counted first: give `train.steps` or `train.tokens`";
-        return Err(config.settings.0.error("train.epochs", message).into());
-    }
-    let settings = stream_settings(config, vocabulary_size);
-    let mut stream = TokenStream::open(Arc::clone(training), tokenizer, &settings, None)?;
-    let mut rows = 0;
-    while stream.epoch()? == 0 {
-        stream.next_batch(1)?;
-        rows += 1;
-    }
-    Ok(rows)
 }

@@ -137,7 +137,8 @@ fn language_model<'a>(run: &Path, stored: &Path, options: &Options) -> Result<Su
     }
     // In the order of the files, whatever order the run drew.
     config.data.shuffle = false;
-    let prepared = super::prepare::prepare(config, Some(&super::target::model_folder(run)))?;
+    let stored = super::target::model_folder(run);
+    let prepared = super::prepare::prepare(config, Some(&stored), super::run_length::Counting::Estimated)?;
     if prepared.adapted.is_some() {
         bail!("{} trains adapters: sharpness takes runs that train whole models", run.display());
     }

@@ -21,6 +21,7 @@ pub const PRESETS: &[Preset] = &[
     preset("gridworld", "gridworld.toml", include_str!("../../configs/lab/gridworld.toml")),
     preset("gpt2", "gpt2-124m.toml", include_str!("../../configs/gpt2-124m.toml")),
     preset("gsm8k", "gpt2-large-gsm8k.toml", include_str!("../../configs/gpt2-large-gsm8k.toml")),
+    preset("oasst2", "llama-7b-oasst2-qlora.toml", include_str!("../../configs/llama-7b-oasst2-qlora.toml")),
 ];
 
 const fn preset(name: &'static str, file: &'static str, text: &'static str) -> Preset {
@@ -137,7 +138,7 @@ impl Base {
         }
         arguments.extend(["--resume".to_owned(), "--quiet".to_owned()]);
         arguments.extend(assignments.iter().flat_map(|assignment| ["--set".to_owned(), assignment.clone()]));
-        Job { label: label.to_owned(), arguments, log: run.with_extension("log") }
+        Job { label: label.to_owned(), arguments, run: run.to_owned(), log: run.with_extension("log") }
     }
 
     /// Writes the config for `job` to read.

@@ -1,6 +1,6 @@
 //! Runs as processes of their own: several side by side, stopped early, interrupted together, their errors told.
 
-use crate::train::Interrupt;
+use crate::train::{Interrupt, RunFolder};
 use anyhow::{Context, Result};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,8 @@ pub struct Job {
     pub label: String,
     /// Arguments of this very program.
     pub arguments: Vec<String>,
+    /// The run's folder.
+    pub run: PathBuf,
     /// Where its standard error goes; its last line tells why it failed.
     pub log: PathBuf,
 }
@@ -30,6 +32,11 @@ pub enum End {
     Refused(String),
     /// It was killed by someone else.
     Killed(String),
+}
+
+/// Whether a run's own words say that it diverged, which is a finding; other failures are none.
+pub fn is_divergence(why: &str) -> bool {
+    ["not finite", " is NaN", " is inf", " is -inf"].iter().any(|word| why.contains(word))
 }
 
 /// What the watcher thinks of a run that goes on.
@@ -55,7 +62,7 @@ struct Running {
     waited: usize,
 }
 
-/// How often a run is tried whose folder another process holds: one that a killed study left may still be saving.
+/// How often a run is looked at, or tried, whose folder another process holds.
 const TRIES: usize = 300;
 
 /// How often running jobs are looked at.
@@ -74,18 +81,28 @@ pub fn run_all(
 ) -> Result<Finish> {
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     let threads = (rayon::current_num_threads() / workers.max(1)).max(1);
-    let mut waiting = jobs.iter().enumerate();
+    let mut waiting = jobs.iter().enumerate().peekable();
+    let mut looks = 0;
     let mut running: Vec<Running> = Vec::new();
     let mut outcome = Ok(Finish::All);
     loop {
         while running.len() < workers.max(1) && outcome.as_ref().is_ok_and(|finish| *finish == Finish::All) {
-            let Some((index, job)) = waiting.next() else { break };
+            let Some(&(index, job)) = waiting.peek() else { break };
+            // A worker that a killed study left may still be saving itself, and its last words would go into the log
+            // of the one that takes its run up.
+            if RunFolder::is_in_use(&job.run) && looks < TRIES {
+                looks += 1;
+                break;
+            }
+            waiting.next();
+            looks = 0;
             match start(&program, job, threads) {
                 Ok(child) => running.push(Running { index, child, stopped: false, waited: 0 }),
                 Err(error) => outcome = Err(error),
             }
         }
-        if running.is_empty() {
+        let all_begun = waiting.peek().is_none() || !outcome.as_ref().is_ok_and(|finish| *finish == Finish::All);
+        if running.is_empty() && all_begun {
             return outcome;
         }
         std::thread::sleep(LOOK);

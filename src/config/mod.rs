@@ -346,7 +346,7 @@ mod tests {
     #[test]
     fn conflicts_and_bad_values_are_named() {
         let message = |assignments: &[&str]| load(COMPLETE, assignments).expect_err("wrong config").to_string();
-        assert!(message(&["train.steps=5"]).contains("`train.tokens` conflicts with `train.steps`"));
+        assert!(message(&["train.steps=5", "train.tokens=9"]).contains("`train.tokens` conflicts with `train.steps`"));
         assert!(message(&["train.tokens_per_step=63"]).contains("must be a multiple"));
         assert!(message(&["model.n_head=3"]).contains("must be a multiple of `model.n_head` = 3"));
         assert!(message(&["model.init=a/b"]).contains("conflicts with `model.init`"));
@@ -355,6 +355,16 @@ mod tests {
         assert!(message(&["train.micro_batch=0"]).contains("at least 1"));
         assert!(message(&["model.dropout=1.5"]).contains("between 0 and 0.99"));
         assert!(message(&["train.device=gpu"]).contains("cuda:N"));
+    }
+
+    #[test]
+    fn a_length_on_the_command_line_stands_in_place_of_the_files_in_another_unit() -> Result<(), ConfigError> {
+        assert!(matches!(load(COMPLETE, &[])?.train.duration, Duration::Tokens(_)));
+        assert_eq!(load(COMPLETE, &["train.steps=5"])?.train.duration, Duration::Steps(5));
+        assert_eq!(load(COMPLETE, &["train.epochs=2"])?.train.duration, Duration::Epochs(2.0));
+        let twice = COMPLETE.replace("tokens = 4096,", "tokens = 4096, steps = 5,");
+        assert!(load(&twice, &[]).expect_err("two lengths in the file").to_string().contains("conflicts"));
+        Ok(())
     }
 
     #[test]

@@ -276,8 +276,7 @@ pub(super) fn schedule(settings: &Settings) -> Result<ScheduleConfig, ConfigErro
 }
 
 pub(super) fn duration(settings: &Settings) -> Result<Duration, ConfigError> {
-    let given: Vec<&str> =
-        ["train.steps", "train.tokens", "train.epochs"].into_iter().filter(|key| settings.is_set(key)).collect();
+    let given: Vec<&str> = super::settings::LENGTHS.into_iter().filter(|key| settings.is_set(key)).collect();
     match given[..] {
         [] => Err(ConfigError::flag("[train]", "give one of `train.steps`, `train.tokens`, `train.epochs`")),
         ["train.steps"] => Ok(Duration::Steps(positive(settings, "train.steps")?.unwrap_or(1) as u64)),

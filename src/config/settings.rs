@@ -17,6 +17,9 @@ pub struct Settings {
     values: BTreeMap<String, (Value, Origin)>,
 }
 
+/// The three ways to give a run's length, of which it takes one.
+pub(super) const LENGTHS: [&str; 3] = ["train.steps", "train.tokens", "train.epochs"];
+
 impl Settings {
     /// Reads a config file.
     pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
@@ -79,11 +82,21 @@ impl Settings {
                 }
                 other => {
                     let value = plain(other, &origin)?;
+                    if LENGTHS.contains(&path.as_str()) {
+                        self.forget_lengths_of_the_file();
+                    }
                     self.insert(path, value, origin.clone())?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// A length given on the command line stands in place of the config's, in whichever unit that is; two given there
+    /// still conflict.
+    fn forget_lengths_of_the_file(&mut self) {
+        let given_there = |origin: &Origin| origin.0.starts_with("--set");
+        self.values.retain(|key, (_, origin)| !LENGTHS.contains(&key.as_str()) || given_there(origin));
     }
 
     fn insert(&mut self, key: String, value: Value, origin: Origin) -> Result<(), ConfigError> {

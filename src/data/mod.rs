@@ -15,6 +15,7 @@ mod files;
 mod jsonl;
 mod order;
 mod parquet_file;
+mod pass;
 mod pipeline;
 mod position;
 mod records;
@@ -40,6 +41,7 @@ pub use examples::{
 pub use feed::Feed;
 pub use files::{FileKind, SourceFile, local_files, select};
 pub use order::Order;
+pub use pass::{Basis, Pass};
 pub use position::{Identity, Position};
 pub use records::{Record, records};
 pub use stream::{Batch, StreamSettings, TokenStream};

@@ -78,7 +78,8 @@ impl Plan {
         }
     }
 
-    fn unit_bytes(&self, unit: usize) -> u64 {
+    /// Bytes that reading a unit, named by its place in the files, fetches.
+    pub fn unit_bytes(&self, unit: usize) -> u64 {
         match &self.data.contents {
             Contents::Documents(documents) => documents.unit_bytes(unit),
             Contents::Tokens(_) => BLOCK_BYTES,

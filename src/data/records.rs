@@ -6,6 +6,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use bytes::Bytes;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
+use parquet::schema::types::Type;
 use serde_json::{Map, Value};
 
 /// One row.
@@ -19,6 +20,11 @@ pub struct Record {
 impl Record {
     pub fn place(&self) -> &str {
         &self.place
+    }
+
+    /// Every field, nulls too.
+    pub fn fields(&self) -> &Map<String, Value> {
+        &self.fields
     }
 
     /// A field, if the row has it.
@@ -46,11 +52,30 @@ impl Record {
     }
 }
 
-/// The rows of all files, in order.
+/// Which fields of a row are read.
+#[derive(Clone, Copy, Debug)]
+pub enum Columns<'a> {
+    All,
+    /// Of a parquet file, these columns as far as it has them; lines are read whole.
+    These(&'a [&'a str]),
+}
+
+/// The rows of all files with all their fields, in order.
 ///
 /// # Errors
 /// When a file is of another kind, damaged or has no rows.
 pub fn records(files: &[SourceFile]) -> Result<Vec<Record>> {
+    let rows = read(files, Columns::All)?;
+    let names: Vec<&str> = files.iter().map(|file| file.bytes.name()).collect();
+    ensure!(!rows.is_empty(), "{} has no rows", names.join(", "));
+    Ok(rows)
+}
+
+/// The rows of all files, in order.
+///
+/// # Errors
+/// When a file is of another kind or damaged, or a parquet file has none of the columns.
+pub fn read(files: &[SourceFile], columns: Columns<'_>) -> Result<Vec<Record>> {
     let mut rows = Vec::new();
     for file in files {
         let name = file.bytes.name();
@@ -58,22 +83,20 @@ pub fn records(files: &[SourceFile]) -> Result<Vec<Record>> {
         match file.kind {
             FileKind::Jsonl => lines(name, &bytes, &mut rows)?,
             FileKind::Parquet => {
-                guarded(|| groups(name, bytes, &mut rows)).with_context(|| format!("cannot read {name}"))?
+                guarded(|| groups(name, bytes, columns, &mut rows)).with_context(|| format!("cannot read {name}"))?
             }
-            _ => bail!("{name} is neither a jsonl nor a parquet file, so it has no fields"),
+            _ => bail!("{name} has no columns: records are read from jsonl and parquet files"),
         }
     }
-    let names: Vec<&str> = files.iter().map(|file| file.bytes.name()).collect();
-    ensure!(!rows.is_empty(), "{} has no rows", names.join(", "));
     Ok(rows)
 }
 
 fn lines(name: &str, bytes: &[u8], rows: &mut Vec<Record>) -> Result<()> {
-    let text = std::str::from_utf8(bytes).with_context(|| format!("{name} is not UTF-8"))?;
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+    let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let lines = text.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii);
+    for (index, line) in lines.enumerate().filter(|(_, line)| !line.is_empty()) {
         let place = format!("line {} of {name}", index + 1);
-        match serde_json::from_str(line).with_context(|| format!("{place} is not valid JSON"))? {
+        match serde_json::from_slice(line).with_context(|| format!("{place} is not JSON"))? {
             Value::Object(fields) => rows.push(Record { fields, place }),
             _ => bail!("{place} is not a JSON object"),
         }
@@ -81,12 +104,32 @@ fn lines(name: &str, bytes: &[u8], rows: &mut Vec<Record>) -> Result<()> {
     Ok(())
 }
 
-fn groups(name: &str, bytes: Vec<u8>, rows: &mut Vec<Record>) -> Result<()> {
+fn groups(name: &str, bytes: Vec<u8>, columns: Columns<'_>, rows: &mut Vec<Record>) -> Result<()> {
     let reader = SerializedFileReader::new(Bytes::from(bytes))?;
-    for (index, row) in reader.get_row_iter(None)?.enumerate() {
-        rows.push(Record { fields: object(&row?)?, place: format!("row {} of {name}", index + 1) });
+    let metadata = reader.metadata().file_metadata();
+    let projection = match columns {
+        Columns::All => None,
+        Columns::These(wanted) => Some(projection(metadata.schema(), wanted)?),
+    };
+    let before = rows.len();
+    for (index, row) in reader.get_row_iter(projection)?.enumerate() {
+        let place = format!("row {} of {name}", index + 1);
+        let fields = row.map_err(anyhow::Error::from).and_then(|row| object(&row)).with_context(|| place.clone())?;
+        rows.push(Record { fields, place });
     }
+    let (found, expected) = (rows.len() - before, metadata.num_rows());
+    ensure!(found as i64 == expected, "it holds {found} of its {expected} rows: it is torn");
     Ok(())
+}
+
+/// The schema with the wanted columns alone.
+fn projection(schema: &Type, wanted: &[&str]) -> Result<Type> {
+    let fields: Vec<_> = schema.get_fields().iter().filter(|field| wanted.contains(&field.name())).cloned().collect();
+    if fields.is_empty() {
+        let names: Vec<&str> = schema.get_fields().iter().map(|field| field.name()).collect();
+        bail!("it has none of the columns {}: its columns are {}", wanted.join(", "), names.join(", "));
+    }
+    Ok(Type::group_type_builder(schema.name()).with_fields(fields).build()?)
 }
 
 fn object(row: &Row) -> Result<Map<String, Value>> {
@@ -138,9 +181,11 @@ mod tests {
             let error = rows[row].text(name).err().map(|error| error.to_string());
             assert_eq!(error.as_deref(), Some(said));
         }
-        for (text, said) in
-            [("{}\n[1]", "line 2 of x.jsonl is not a JSON object"), ("{", "not valid JSON"), ("\n", "no rows")]
-        {
+        for (text, said) in [
+            ("{}\n[1]", "line 2 of x.jsonl is not a JSON object"),
+            ("{", "line 1 of x.jsonl is not JSON"),
+            ("\n", "no rows"),
+        ] {
             let error = of_lines(text).err().map(|error| format!("{error:#}")).unwrap_or_default();
             assert!(error.contains(said), "{error}");
         }

@@ -113,19 +113,7 @@ impl TokenStream {
             Contents::Tokens(_) => (None, Cutting::Rows),
         };
         check_vocabulary(&data, tokenizer, settings)?;
-        let identity = Identity {
-            version: IDENTITY_VERSION,
-            files: data.summary().files as u64,
-            content: data.digest().to_string(),
-            text_column: data.text_column().map(String::from),
-            tokenizer: tokenizer.map(|tokenizer| hexadecimal(&tokenizer.digest())),
-            begin_of_text: tokenizer.map(TextTokenizer::begin_of_text),
-            sequence_length: settings.sequence_length as u64,
-            shuffle_seed: match settings.order {
-                Order::Sequential => None,
-                Order::Shuffled { seed } => Some(seed),
-            },
-        };
+        let identity = identity(&data, tokenizer, settings);
         let plan = Arc::new(Plan {
             data,
             order: settings.order,
@@ -226,6 +214,35 @@ impl TokenStream {
         self.plan.nulls.load(Ordering::Relaxed)
     }
 
+    /// Tokens of the epoch that the stream stands at the beginning of, counted by tokenising all of it. `told` hears how
+    /// many there are so far, and which part of the epoch, from 0 to 1, has been read.
+    pub(super) fn count_epoch(mut self, told: &mut dyn FnMut(u64, f64)) -> Result<u64> {
+        let units = self.plan.units() as f64;
+        let mut tokens = 0;
+        while let Delivery::Segments { unit, segments } = self.pipeline.next()? {
+            tokens += tokens_of(&segments);
+            told(tokens, unit as f64 / units);
+        }
+        Ok(tokens)
+    }
+
+    /// About how many tokens the epoch has, from the first unit that holds any.
+    pub(super) fn estimate_epoch(mut self) -> Result<u64> {
+        let (mut tokens, mut last) = (0, 0);
+        loop {
+            match self.pipeline.next()? {
+                Delivery::Segments { unit, segments } if unit == last || tokens == 0 => {
+                    (tokens, last) = (tokens + tokens_of(&segments), unit);
+                }
+                Delivery::Segments { .. } => break,
+                Delivery::EpochEnd => return Ok(tokens),
+            }
+        }
+        let visited = self.plan.order.units(self.epoch, self.plan.units());
+        let read: u64 = visited[..=last as usize].iter().map(|&unit| self.plan.unit_bytes(unit)).sum();
+        Ok((tokens as f64 * self.plan.data.summary().read_bytes as f64 / read.max(1) as f64) as u64)
+    }
+
     fn has_row(&self) -> bool {
         match self.cutting {
             Cutting::Concatenated => self.buffered > self.offset + self.plan.sequence_length,
@@ -240,9 +257,9 @@ impl TokenStream {
                     if let Some(first) = segments.first() {
                         self.check_resumed(Some((unit, first)))?;
                     }
-                    let tokens: usize = segments.iter().map(|segment| segment.ids.len()).sum();
-                    self.buffered += tokens;
-                    self.tokens_in_epoch += tokens as u64;
+                    let tokens = tokens_of(&segments);
+                    self.buffered += tokens as usize;
+                    self.tokens_in_epoch += tokens;
                     self.segments.extend(segments.into_iter().map(|segment| (unit, segment)));
                 }
                 Delivery::EpochEnd => self.end_epoch()?,
@@ -257,12 +274,7 @@ impl TokenStream {
         self.empty_epochs = if self.rows_in_epoch == 0 { self.empty_epochs + 1 } else { 0 };
         // After a resume near the end one epoch may well give no row; the one after it is complete.
         if self.empty_epochs == 2 {
-            bail!(
-                "the data ({}) hold {} tokens, but a row takes {} (sequence_length + 1): use more data or shorter sequences",
-                self.plan.data.describe(),
-                self.tokens_in_epoch,
-                self.plan.sequence_length + 1
-            );
+            bail!(too_few(&self.plan.data, self.tokens_in_epoch, self.plan.sequence_length));
         }
         (self.rows_in_epoch, self.tokens_in_epoch) = (0, 0);
         self.segments.clear();
@@ -325,6 +337,38 @@ impl TokenStream {
     }
 }
 
+/// What decides the rows of a stream.
+pub(super) fn identity(data: &DataSet, tokenizer: Option<&TextTokenizer>, settings: &StreamSettings) -> Identity {
+    // Token files use no tokenizer.
+    let tokenizer = tokenizer.filter(|_| matches!(data.contents, Contents::Documents(_)));
+    Identity {
+        version: IDENTITY_VERSION,
+        files: data.summary().files as u64,
+        content: data.digest().to_string(),
+        text_column: data.text_column().map(String::from),
+        tokenizer: tokenizer.map(|tokenizer| hexadecimal(&tokenizer.digest())),
+        begin_of_text: tokenizer.map(TextTokenizer::begin_of_text),
+        sequence_length: settings.sequence_length as u64,
+        shuffle_seed: match settings.order {
+            Order::Sequential => None,
+            Order::Shuffled { seed } => Some(seed),
+        },
+    }
+}
+
+fn tokens_of(segments: &[Segment]) -> u64 {
+    segments.iter().map(|segment| segment.ids.len() as u64).sum()
+}
+
+/// What is said of data that give no row.
+pub(super) fn too_few(data: &DataSet, tokens: u64, sequence_length: usize) -> String {
+    format!(
+        "the data ({}) hold {tokens} tokens, but a row takes {} (sequence_length + 1): use more data or shorter sequences",
+        data.describe(),
+        sequence_length + 1
+    )
+}
+
 /// Ids that the model has no row for are an error before training, as far as they can be found at once.
 fn check_vocabulary(data: &DataSet, tokenizer: Option<&TextTokenizer>, settings: &StreamSettings) -> Result<()> {
     let StreamSettings { vocabulary_size, sequence_length, .. } = *settings;
@@ -337,13 +381,7 @@ fn check_vocabulary(data: &DataSet, tokenizer: Option<&TextTokenizer>, settings:
         );
     }
     if let Contents::Tokens(files) = &data.contents {
-        ensure!(
-            files.rows(sequence_length) > 0,
-            "the data ({}) hold {} tokens, but a row takes {} (sequence_length + 1): use more data or shorter sequences",
-            data.describe(),
-            files.tokens(),
-            sequence_length + 1
-        );
+        ensure!(files.rows(sequence_length) > 0, too_few(data, files.tokens(), sequence_length));
         if files.tokens() <= CHECK_TOKENS {
             files.read(0..files.tokens(), vocabulary_size)?;
         }

@@ -1,6 +1,7 @@
-//! Pictures as SVG and PNG: curves with intervals, and differences with intervals. plotters is known here alone.
+//! Pictures as SVG and PNG: curves with intervals, and differences with intervals.
 
 use super::statistics::Estimate;
+use crate::report::COLOURS;
 use anyhow::{Context, Result, anyhow, ensure};
 use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
 use plotters::prelude::*;
@@ -51,18 +52,6 @@ pub struct Forest {
     pub x_label: String,
     pub rows: Vec<(String, Estimate)>,
 }
-
-/// Okabe and Ito's colours, which colour-blind readers tell apart.
-const COLOURS: [RGBColor; 8] = [
-    RGBColor(0, 114, 178),
-    RGBColor(213, 94, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-    RGBColor(230, 159, 0),
-    RGBColor(86, 180, 233),
-    RGBColor(0, 0, 0),
-    RGBColor(148, 103, 189),
-];
 
 const SIZE: (u32, u32) = (960, 600);
 

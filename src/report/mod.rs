@@ -14,6 +14,7 @@ mod thin;
 
 pub use describe::Description;
 pub use find::{Found, find};
+pub use picture::COLOURS;
 pub use rows::Rows;
 pub use state::{State, Summary};
 

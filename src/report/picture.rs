@@ -9,8 +9,9 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::OnceLock;
 
-/// Colours that stay apart for every common kind of colour blindness (after Okabe and Ito).
-const COLOURS: [RGBColor; 8] = [
+/// Colours that stay apart for every common kind of colour blindness (after Okabe and Ito), for every picture of ours; the
+/// page (page/charts.js) has the same.
+pub const COLOURS: [RGBColor; 8] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
     RGBColor(0, 158, 115),

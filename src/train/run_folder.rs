@@ -63,6 +63,12 @@ impl RunFolder {
         }
     }
 
+    /// Whether a process holds the run at `path` now.
+    pub fn is_in_use(path: &Path) -> bool {
+        let lock = File::options().write(true).open(path.join(".lock"));
+        lock.is_ok_and(|lock| matches!(lock.try_lock(), Err(fs::TryLockError::WouldBlock)))
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -107,7 +113,9 @@ mod tests {
         let path = fresh_path(base.path(), "demo");
         assert!(path.ends_with("runs/demo-1"));
         RunFolder::check_fresh(&path)?;
+        assert!(!RunFolder::is_in_use(&path));
         let run = RunFolder::open(&path)?;
+        assert!(RunFolder::is_in_use(&path));
         assert!(RunFolder::open(&path).unwrap_err().to_string().contains("in use"));
         RunFolder::check_fresh(&path)?;
         fs::write(path.join("thesis.txt"), "mine")?;
@@ -115,6 +123,7 @@ mod tests {
         run.write_config("seed = 1\n")?;
         assert!(RunFolder::check_fresh(&path).unwrap_err().to_string().contains("--resume"));
         drop(run);
+        assert!(!RunFolder::is_in_use(&path));
         RunFolder::open(&path)?;
         assert!(fresh_path(base.path(), "demo").ends_with("runs/demo-2"));
         Ok(())

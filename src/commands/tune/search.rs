@@ -2,7 +2,7 @@
 
 use super::Subject;
 use crate::commands::study_base::{Base, absolute};
-use crate::commands::workers::{End, Finish, Job, Watch, run_all};
+use crate::commands::workers::{End, Finish, Job, Watch, is_divergence, run_all};
 use crate::commands::{Ending, print_json};
 use crate::config::ConfigError;
 use crate::lab::image_problem::hex;
@@ -183,6 +183,12 @@ fn make_round(
         let mut ended = |index: usize, end: End| -> Result<()> {
             match (&end, attempt) {
                 (End::Refused(why), _) => return Err(ConfigError::flag(&to_do[index].label, why.clone()).into()),
+                // Only divergence tells of the values; a full disk in the study would mislead the search for good.
+                (End::Failed(why), _) if !is_divergence(why) => bail!(
+                    "{} failed: {why} (its whole output: {}); the same command goes on where the study was left",
+                    to_do[index].label,
+                    to_do[index].log.display()
+                ),
                 (End::Killed(how), 1) => bail!(
                     "{} was killed twice ({how}): perhaps memory ran out, try fewer --workers; the same command goes on \
                      where the study was left",

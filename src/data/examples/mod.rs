@@ -9,7 +9,6 @@ mod completion;
 mod oasst;
 mod pack;
 mod read;
-mod records;
 mod stream;
 #[cfg(test)]
 mod tests;

@@ -5,8 +5,8 @@
 //! replies and nothing else, only the first of them makes a thread, so that none comes twice.
 
 use super::ExampleCounts;
-use super::records::Records;
 use crate::data::chat_template::Message;
+use crate::data::records::Record;
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value};
 use std::collections::HashMap;
@@ -41,9 +41,9 @@ struct Forest {
     roots: Vec<(usize, String)>,
 }
 
-/// The threads of all files, in the order of the trees, and of the replies in a tree.
-pub fn threads(files: &[Records], counts: &mut ExampleCounts) -> Result<Vec<Thread>> {
-    let forest = grow(files, counts)?;
+/// The threads of all records, in the order of the trees, and of the replies in a tree.
+pub fn threads(records: &[Record], counts: &mut ExampleCounts) -> Result<Vec<Thread>> {
+    let forest = grow(records, counts)?;
     let mut threads = Vec::new();
     for (root, place) in &forest.roots {
         let mut paths = vec![vec![*root]];
@@ -100,14 +100,14 @@ impl Forest {
 }
 
 /// Reads both shapes: a tree a record (its messages nested), or a message a record (named by its parent).
-fn grow(files: &[Records], counts: &mut ExampleCounts) -> Result<Forest> {
+fn grow(records: &[Record], counts: &mut ExampleCounts) -> Result<Forest> {
     let mut forest = Forest::default();
     let mut by_id: HashMap<String, usize> = HashMap::new();
     // Replies, by their parents' names: a parent may come later.
     let mut replies: Vec<(usize, String)> = Vec::new();
-    for (file, record) in files.iter().flat_map(|file| file.list.iter().map(move |record| (file, record))) {
-        let place = || file.place(record);
-        let value = &record.value;
+    for record in records {
+        let place = || record.place().to_owned();
+        let value = record.fields();
         let ready = value.get("tree_state").and_then(Value::as_str).is_none_or(|state| state == "ready_for_export");
         let parent = value.get("parent_id").and_then(Value::as_str);
         if !ready && parent.is_none() {

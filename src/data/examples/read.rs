@@ -2,11 +2,11 @@
 
 use super::completion::Template;
 use super::oasst::{self, Thread};
-use super::records::{self, Records};
 use super::{Example, ExampleCounts, Examples, chat, completion};
 use crate::config::TooLong;
 use crate::data::chat_template::{ChatTemplate, Message};
 use crate::data::files::SourceFile;
+use crate::data::records::{self, Columns, Record};
 use crate::data::tokenizer::{DocumentEncoder, TextTokenizer};
 use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
@@ -223,18 +223,15 @@ fn columns(record: &Map<String, Value>) -> String {
 fn completion_items(files: &[SourceFile], format: &CompletionFormat, counts: &mut ExampleCounts) -> Result<Vec<Item>> {
     let CompletionFormat { prompt_column, completion_column, .. } = format;
     let mut items = Vec::new();
-    for file in files {
-        let records = records::read(file, &[prompt_column, completion_column])?;
-        for record in &records.list {
-            let place = records.place(record);
-            let column = |name: &str| text(&record.value, name).with_context(|| place.clone());
-            match (column(prompt_column)?, column(completion_column)?) {
-                (Some(prompt), Some(completion)) => {
-                    let (prompt, completion) = (prompt.to_owned(), completion.to_owned());
-                    items.push(Item::Completion { prompt, completion, place });
-                }
-                _ => counts.nulls += 1,
+    for record in records::read(files, Columns::These(&[prompt_column, completion_column]))? {
+        let place = record.place().to_owned();
+        let column = |name: &str| text(record.fields(), name).with_context(|| place.clone());
+        match (column(prompt_column)?, column(completion_column)?) {
+            (Some(prompt), Some(completion)) => {
+                let (prompt, completion) = (prompt.to_owned(), completion.to_owned());
+                items.push(Item::Completion { prompt, completion, place });
             }
+            _ => counts.nulls += 1,
         }
     }
     Ok(items)
@@ -243,22 +240,22 @@ fn completion_items(files: &[SourceFile], format: &CompletionFormat, counts: &mu
 fn chat_items(files: &[SourceFile], format: &ChatFormat, counts: &mut ExampleCounts) -> Result<Vec<Item>> {
     let column = &format.messages_column;
     let wanted: Vec<&str> = std::iter::once(column.as_str()).chain(oasst::COLUMNS.iter().copied()).collect();
-    let files = files.iter().map(|file| records::read(file, &wanted)).collect::<Result<Vec<Records>>>()?;
-    let first = files.iter().find_map(|file| file.list.first());
-    if first.is_some_and(|record| !record.value.contains_key(column) && oasst::is_oasst(&record.value)) {
-        let threads = oasst::threads(&files, counts)?;
+    let records = records::read(files, Columns::These(&wanted))?;
+    let first = records.first().map(Record::fields);
+    if first.is_some_and(|fields| !fields.contains_key(column) && oasst::is_oasst(fields)) {
+        let threads = oasst::threads(&records, counts)?;
         return Ok(threads.into_iter().map(|Thread { messages, place }| Item::Chat { messages, place }).collect());
     }
     let mut items = Vec::new();
-    for (file, record) in files.iter().flat_map(|file| file.list.iter().map(move |record| (file, record))) {
-        let place = file.place(record);
-        let messages = match record.value.get(column) {
+    for record in &records {
+        let place = record.place().to_owned();
+        let messages = match record.fields().get(column) {
             Some(Value::Null) => {
                 counts.nulls += 1;
                 continue;
             }
             Some(value) => chat::messages(value).with_context(|| format!("`{column}` in {place}"))?,
-            None => bail!("{place} has no column `{column}` of messages; its columns are {}", columns(&record.value)),
+            None => bail!("{place} has no column `{column}` of messages; its columns are {}", columns(record.fields())),
         };
         items.push(Item::Chat { messages, place });
     }

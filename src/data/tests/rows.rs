@@ -1,7 +1,7 @@
 //! Claims about rows: they equal a plain model of the data, whatever the threads, and a resume changes nothing.
 
 use super::super::data_set::Sizes;
-use super::super::{Batch, Position};
+use super::super::{Basis, Batch, Pass, Position};
 use super::*;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
@@ -218,5 +218,44 @@ fn a_text_file_is_one_document_in_order_and_pieces_when_shuffled() -> Result<()>
     let documents = shuffled.iter().filter(|&&id| id == 259).count();
     assert!((20..60).contains(&documents), "{documents}");
     assert!(shuffled.len().abs_diff(ids.len() + documents) < 3);
+    Ok(())
+}
+
+#[test]
+fn a_counted_pass_has_the_rows_of_an_epoch_in_any_order_and_knows_its_data() -> Result<()> {
+    let tokenizer = small_tokenizer()?;
+    let text = |i: usize| (i % 7 != 3).then(|| format!("the {i} ").repeat(1 + i * 37 % 40));
+    let groups: Vec<Vec<Option<String>>> = (0..9).map(|g| (0..30).map(|d| text(g * 30 + d)).collect()).collect();
+    let lines: String = (0..50).map(|i| json!({ "text": format!("tea {i} the") }).to_string() + "\n").collect();
+    let parquet = parquet_bytes(&groups, zstd()?, WriterVersion::PARQUET_1_0)?;
+    let files =
+        || Ok::<_, anyhow::Error>(vec![memory("x.parquet", parquet.clone())?, memory("y.jsonl", lines.as_str())?]);
+    let data = Arc::new(DataSet::open(files()?, "text")?);
+    for order in [Order::Sequential, Order::Shuffled { seed: 3 }] {
+        let settings = settings(64, order, 2);
+        let mut parts = Vec::new();
+        let pass = Pass::count(&data, Some(&tokenizer), &settings, &mut |_, part| parts.push(part))?;
+        let rows = all_rows(&mut TokenStream::open(data.clone(), Some(&tokenizer), &settings, None)?, 1)?;
+        assert_eq!((pass.rows(), pass.basis), (rows.len() as u64, Basis::Counted));
+        assert!(
+            parts.is_sorted() && parts.len() > 5 && parts.iter().all(|part| (0.0..1.0).contains(part)),
+            "{parts:?}"
+        );
+        let kept: Pass = serde_json::from_str(&serde_json::to_string(&pass)?)?;
+        assert_eq!(kept, pass);
+        assert!(kept.is_of(&data, Some(&tokenizer), &settings));
+        let shorter = StreamSettings { sequence_length: 63, ..settings.clone() };
+        assert!(!kept.is_of(&data, Some(&tokenizer), &shorter));
+        let less = DataSet::open(files()?.drain(1..).collect(), "text")?;
+        assert!(!kept.is_of(&less, Some(&tokenizer), &settings));
+        // From one of ten units, of about equal lengths but for the last.
+        let about = Pass::estimate(&data, Some(&tokenizer), &settings)?;
+        assert_eq!(about.basis, Basis::Estimated);
+        let ratio = about.tokens as f64 / pass.tokens as f64;
+        assert!((0.3..3.0).contains(&ratio), "{ratio}");
+        let long = StreamSettings { sequence_length: pass.tokens as usize, ..settings };
+        let refused = message(Pass::count(&data, Some(&tokenizer), &long, &mut |_, _| {}));
+        assert!(refused.contains(&format!("hold {} tokens", pass.tokens)), "{refused}");
+    }
     Ok(())
 }
