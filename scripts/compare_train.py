@@ -39,7 +39,6 @@ parser.add_argument("--model", help="a model's folder, in place of the shapes")
 parser.add_argument("--rows", type=int, default=4)
 parser.add_argument("--time", type=int, default=512)
 options = parser.parse_args()
-MODEL_TYPE = json.load(open(os.path.join(options.model, "config.json")))["model_type"] if options.model else None
 
 
 def run(command, extra):
@@ -55,7 +54,7 @@ def ours(shape, precision):
     command = [options.binary, "bench", "train", "--json", "--steps", str(options.steps)]
     if options.model:
         rows, time = options.rows, options.time
-        command += ["--arch", MODEL_TYPE, "--init", options.model]
+        command += ["--init", options.model]
     else:
         layers, width, heads, rows, time = SHAPES[shape]
         command += ["--n-layer", str(layers), "--n-embd", str(width), "--n-head", str(heads)]
