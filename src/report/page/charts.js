@@ -148,6 +148,8 @@ class Chart {
       points: line.points ? { show: true, size: 5, fill: style.colour } : { show: false },
     }));
     const show = AXES[this.view.x].show;
+    // On a short run uPlot's ticks fall between steps too: those keep their line and get no label.
+    const label = (x) => (x === null || (this.view.x !== "elapsed_s" && !Number.isInteger(x)) ? "" : show(x));
     return {
       width, height: 220,
       legend: { show: false },
@@ -156,7 +158,7 @@ class Chart {
         y: { distr: this.log ? 3 : 1 },
       },
       axes: [
-        { ...axis, size: 28, space: 60, values: (_, splits) => splits.map((x) => (x === null ? "" : show(x))) },
+        { ...axis, size: 28, space: 60, values: (_, splits) => splits.map(label) },
         { ...axis, size: 54, values: (_, splits) => splits.map((y) => (y === null ? "" : short(y))) },
       ],
       series: [{}, ...series],
