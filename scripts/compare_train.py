@@ -50,31 +50,28 @@ def run(command, extra):
     return json.loads(output.stdout.strip().splitlines()[-1])
 
 
-def ours(shape, precision):
-    command = [options.binary, "bench", "train", "--json", "--steps", str(options.steps)]
+def described(shape, names):
+    """The flags of a shape, or of the model in its place, under the names that one side has for them."""
     if options.model:
-        rows, time = options.rows, options.time
-        command += ["--init", options.model]
+        values = {"model": options.model, "rows": options.rows, "time": options.time}
     else:
-        layers, width, heads, rows, time = SHAPES[shape]
-        command += ["--n-layer", str(layers), "--n-embd", str(width), "--n-head", str(heads)]
-    command += ["--micro-batch", str(rows), "--sequence-length", str(time)]
-    if precision != "f32":
-        command += ["--dtype", precision]
-    return run(command, {"RAYON_NUM_THREADS": str(options.threads)})
+        values = dict(zip(("layers", "width", "heads", "rows", "time"), SHAPES[shape]))
+    return [word for key, value in values.items() for word in (f"--{names.get(key, key)}", str(value))]
+
+
+OUR_NAMES = {"model": "init", "layers": "n-layer", "width": "n-embd", "heads": "n-head", "rows": "micro-batch",
+             "time": "sequence-length"}
+
+
+def ours(shape, precision):
+    command = [options.binary, "bench", "train", "--json", "--steps", str(options.steps), "--dtype", precision]
+    return run(command + described(shape, OUR_NAMES), {"RAYON_NUM_THREADS": str(options.threads)})
 
 
 def peer(shape, name):
     arguments, extra = PEERS[name]
     command = [sys.executable, os.path.join(HERE, "peer_train.py"), "--steps", str(options.steps)]
-    if options.model:
-        rows, time = options.rows, options.time
-        command += ["--model", options.model]
-    else:
-        layers, width, heads, rows, time = SHAPES[shape]
-        command += ["--layers", str(layers), "--width", str(width), "--heads", str(heads)]
-    command += ["--rows", str(rows), "--time", str(time), "--threads", str(options.threads)]
-    return run(command + arguments, extra)
+    return run(command + described(shape, {}) + ["--threads", str(options.threads)] + arguments, extra)
 
 
 for shape in [options.model] if options.model else options.shapes.split(","):

@@ -4,10 +4,8 @@
 //! A row's result does not depend on the other rows, to the last bit, nor on the number of threads.
 
 #[cfg(target_arch = "x86_64")]
-use super::few_rows_x86::{self, Load as Line};
+use super::few_rows_x86;
 use super::{Dims, Orientation, Weight};
-#[cfg(not(target_arch = "x86_64"))]
-use crate::ops::Number as Line;
 use crate::ops::nf4;
 use crate::ops::parallel::{SharedRows, for_each_with_scratch};
 use crate::ops::product::{Numbers, Precision};
@@ -109,7 +107,7 @@ fn by_outputs(x: &[f32], weight: Weight, bias: Option<&[f32]>, residual: Option<
             let count = TILE.min(outputs - first);
             let lines = lines(level, weight, first, count, inputs, scratch);
             let mut products = [0.0; FEW_ROWS * TILE];
-            each_kind!(Values, lines, lines => products_of(level, x, lines, inputs, count, &mut products[..rows * TILE]));
+            products_of(level, x, lines, inputs, count, &mut products[..rows * TILE]);
             for row in 0..rows {
                 // SAFETY: this task alone has these columns of y.
                 let y = unsafe { shared.segment(row, first, count) };
@@ -124,22 +122,17 @@ fn by_outputs(x: &[f32], weight: Weight, bias: Option<&[f32]>, residual: Option<
 }
 
 /// products[r * TILE + c] = x_r . line_c for the rows of x and `count` lines of `width` numbers.
-fn products_of<N: Number + Line>(
-    level: Level,
-    x: &[f32],
-    lines: &[N],
-    width: usize,
-    count: usize,
-    products: &mut [f32],
-) {
-    // A line that is missing is one that is there already; nobody reads its products.
-    let lines = [0, 1, 2, 3].map(|column: usize| &lines[column.min(count - 1) * width..][..width]);
-    #[cfg(target_arch = "x86_64")]
-    if level.set() == Set::Avx512 {
-        // SAFETY: a level of this set exists only where the processor has it.
-        return unsafe { few_rows_x86::dots(x, lines, width, products) };
-    }
-    dots(level, x, lines, width, products);
+fn products_of(level: Level, x: &[f32], lines: Values, width: usize, count: usize, products: &mut [f32]) {
+    each_kind!(Values, lines, lines => {
+        // A line that is missing is one that is there already; nobody reads its products.
+        let lines = [0, 1, 2, 3].map(|column: usize| &lines[column.min(count - 1) * width..][..width]);
+        #[cfg(target_arch = "x86_64")]
+        if level.set() == Set::Avx512 {
+            // SAFETY: a level of this set exists only where the processor has it.
+            return unsafe { few_rows_x86::dots(x, lines, width, products) };
+        }
+        dots(level, x, lines, width, products);
+    });
 }
 
 kernel! {

@@ -1,5 +1,5 @@
 //! The products of a few rows with a weight's lines on AVX-512: what [`super::few_rows`] does portably, to the same bits.
-//! Written out, since the compiler makes scalar code of the portable version's four by four sums.
+//! Written out, since the compiler makes scalar code of four rows by four lines of sums.
 
 use super::few_rows::TILE;
 use crate::ops::simd::{LANES, lanes_sum};
