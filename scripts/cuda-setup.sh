@@ -11,11 +11,15 @@ mkdir -p "${1:-$project/target/cuda}"
 dir=$(cd "${1:-$project/target/cuda}" && pwd)
 case $dir in *' '*) echo "cuda-setup: no spaces in the folder's path, please: $dir" >&2; exit 2;; esac
 
-# 13.4 is the newest toolkit that cudarc 0.19 knows.
-version=13.4.3
+# 13.4 is the newest toolkit that cudarc 0.19 knows. A card whose driver is older (`nvidia-smi` shows the CUDA that it
+# takes) needs an older one: VRTRAIN_CUDA_TOOLKIT=13.0.2, and a folder of its own.
+version=${VRTRAIN_CUDA_TOOLKIT:-13.4.3}
 if [ ! -e "$dir/wheels-$version" ]; then
     [ -x "$dir/python/bin/pip" ] || python3 -m venv "$dir/python"
-    "$dir/python/bin/pip" install --quiet --disable-pip-version-check "cuda-toolkit[nvcc,cudart,cccl]==$version"
+    # nvcc's wheel takes any nvvm and crt of its major version, whose PTX its assembler may not know yet.
+    minor=$(cut -d . -f 1,2 <<< "$version")
+    "$dir/python/bin/pip" install --quiet --disable-pip-version-check "cuda-toolkit[nvcc,cudart,cccl]==$version" \
+        "nvidia-nvvm==$minor.*" "nvidia-cuda-crt==$minor.*"
     touch "$dir/wheels-$version"
 fi
 wheels=$(echo "$dir"/python/lib/python3*/site-packages/nvidia/cu13)

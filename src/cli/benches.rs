@@ -2,7 +2,7 @@
 
 use super::shared::{at_least_one, precision};
 use crate::commands::{Ending, bench};
-use crate::config::{Architecture, ModelConfig, Recompute};
+use crate::config::{Architecture, DeviceChoice, ModelConfig, Recompute};
 use crate::ops::product::Precision;
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
@@ -15,12 +15,17 @@ pub(super) enum BenchCommand {
     /// Tokens per second of reading prompts and of writing, on a model's real weights.
     #[command(after_help = "Example:\n  vrtrain bench generate runs/quickstart-1 --json")]
     Generate(BenchGenerateArgs),
-    /// VRAdam's step beside AdamW's and beside the time that memory needs, on 124M parameters (2.7 GB).
-    #[command(after_help = "Example:\n  vrtrain bench optimizer --pairs 21 --json")]
+    /// VRAdam's step beside AdamW's and beside the time that memory needs, on 124M parameters (5 GB).
+    #[command(
+        after_help = "Examples:\n  vrtrain bench optimizer --pairs 21 --json\n  vrtrain bench optimizer --device cuda:0"
+    )]
     Optimizer {
         /// Alternated pairs of steps.
         #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..))]
         pairs: u32,
+        /// auto, cpu or cuda:N.
+        #[arg(long, default_value = "auto")]
+        device: DeviceChoice,
         /// One JSON object.
         #[arg(long)]
         json: bool,
@@ -122,6 +127,6 @@ pub(super) fn bench(command: BenchCommand) -> anyhow::Result<Ending> {
             precision: precision(&args.dtype),
             json: args.json,
         }),
-        BenchCommand::Optimizer { pairs, json } => bench::optimizer(pairs as usize, json),
+        BenchCommand::Optimizer { pairs, device, json } => bench::optimizer(pairs as usize, device, json),
     }
 }

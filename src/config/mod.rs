@@ -207,6 +207,22 @@ pub enum DeviceChoice {
     Cuda(usize),
 }
 
+impl std::str::FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(given: &str) -> Result<Self, String> {
+        match given {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => match given.strip_prefix("cuda:").and_then(|ordinal| ordinal.parse().ok()) {
+                Some(ordinal) => Ok(Self::Cuda(ordinal)),
+                None => Err(format!("must be \"auto\", \"cpu\" or \"cuda:N\", found {given:?}")),
+            },
+        }
+    }
+}
+
 /// How the frozen base of adapters is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quantization {

@@ -290,17 +290,8 @@ pub(super) fn duration(settings: &Settings) -> Result<Duration, ConfigError> {
 
 fn device(settings: &Settings) -> Result<DeviceChoice, ConfigError> {
     let key = "train.device";
-    match settings.text(key) {
-        None | Some("auto") => Ok(DeviceChoice::Auto),
-        Some("cpu") => Ok(DeviceChoice::Cpu),
-        Some("cuda") => Ok(DeviceChoice::Cuda(0)),
-        Some(given) => match given.strip_prefix("cuda:").and_then(|ordinal| ordinal.parse().ok()) {
-            Some(ordinal) => Ok(DeviceChoice::Cuda(ordinal)),
-            None => {
-                Err(settings.error(key, format!("`{key}` must be \"auto\", \"cpu\" or \"cuda:N\", found {given:?}")))
-            }
-        },
-    }
+    let choice = settings.text(key).map_or(Ok(DeviceChoice::Auto), str::parse);
+    choice.map_err(|wrong: String| settings.error(key, format!("`{key}` {wrong}")))
 }
 
 fn train(settings: &Settings, data: &DataConfig) -> Result<TrainConfig, ConfigError> {
