@@ -15,7 +15,7 @@ typedef unsigned short u16;
 #define FULL_WARP 0xffffffffu
 #define MOST_WARPS 16
 // Most threads of a block that passes over a chunk, and of the one that decides.
-#define PASSING_BLOCK __launch_bounds__(256)
+#define PASSING_BLOCK __launch_bounds__(512)
 #define DECIDING_BLOCK __launch_bounds__(512)
 
 // Elements. `decayed` and `chunk` are multiples of 4, so that a chunk begins at a float4 of every storage.

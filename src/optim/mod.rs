@@ -35,6 +35,7 @@ use crate::params::{Layout, ParameterStore, slice};
 use candle_core::{Device, Tensor};
 
 pub use config::{ConfigError, OptimizerConfig, Value};
+pub(crate) use cuda::CardCopy;
 pub use gate::{clip_factor, gate};
 pub use schedule::Schedule;
 

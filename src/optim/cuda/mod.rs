@@ -12,6 +12,7 @@ mod whole;
 
 pub(super) use muon::{MatrixStep, MuonPasses, Part};
 pub(super) use rules::{KernelRule, OnDevice};
+pub(crate) use whole::CardCopy;
 pub(super) use whole::{add_scaled, blend_square, squares};
 
 use super::elementwise::{Blend, Done};
@@ -23,10 +24,11 @@ use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr, LaunchConfig};
 use candle_core::{CudaDevice, Device, Result, Storage, Tensor, bail};
 
-/// Elements of one block's work. A constant, because the sums' bits depend on it.
+/// Elements of one block's work. A constant, because the sums' bits depend on it. Larger chunks leave the card's last
+/// wave of blocks half empty, smaller ones leave more sums to the one block that adds them (measured in docs/log.md).
 const CHUNK: u64 = 1 << 15;
 /// Threads of a block that passes over a chunk, and of the one that decides. Constants for the same reason.
-const PASS_THREADS: u32 = 256;
+const PASS_THREADS: u32 = 512;
 const DECIDE_THREADS: u32 = 512;
 
 /// The two files of kernels, as nvcc compiled them in the build.

@@ -66,3 +66,27 @@ pub(crate) fn blend_square(target: &Tensor, keep: f32, take: f32, scale: f32, so
     launch!(device, Module::Methods, "blend_square", blocks, PASS_THREADS, &n, &scale, &keep, &take, &from, &to);
     Ok(())
 }
+
+/// Two buffers of a card, one of which is copied over the other: what its memory reaches.
+pub(crate) struct CardCopy {
+    device: CudaDevice,
+    source: CudaSlice<f32>,
+    target: CudaSlice<f32>,
+}
+
+impl CardCopy {
+    /// Buffers of `count` numbers that are not zero (zeros can be moved faster than data).
+    pub fn new(count: usize, device: &Device) -> Result<Self> {
+        let Device::Cuda(device) = device else { bail!("{:?} is no CUDA device", device.location()) };
+        let numbers: Vec<f32> = (0..count).map(|i| (i & 0xffff) as f32).collect();
+        Ok(Self { source: device.clone_htod(&numbers)?, target: device.alloc_zeros(count)?, device: device.clone() })
+    }
+
+    /// Copies `times` times and waits until the card is done.
+    pub fn run(&mut self, times: usize) -> Result<()> {
+        for _ in 0..times {
+            self.device.memcpy_dtod(&self.source, &mut self.target)?;
+        }
+        Device::Cuda(self.device.clone()).synchronize()
+    }
+}
