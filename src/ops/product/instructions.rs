@@ -125,8 +125,11 @@ impl Instructions {
     fn pack_singles<W: VectorWords>(self, from: Operand<W::Number>, part: Part, out: &mut [u32]) {
         match self {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: all three have AVX2.
-            Self::Avx512Bf16 | Self::Avx512 | Self::Avx2 => unsafe { pack_x86::avx2::<W>(from, part, out) },
+            // SAFETY: both have AVX2 and AVX512-F.
+            Self::Avx512Bf16 | Self::Avx512 => unsafe { pack_x86::avx512::<W>(from, part, out) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: it has AVX2.
+            Self::Avx2 => unsafe { pack_x86::avx2::<W>(from, part, out) },
             _ => pack::portable::<W>(from, part, out),
         }
     }
@@ -135,7 +138,7 @@ impl Instructions {
         match self {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: it has every instruction of the packing.
-            Self::Avx512Bf16 => unsafe { pack_x86::avx512::<W>(from, part, out) },
+            Self::Avx512Bf16 => unsafe { pack_x86::avx512_bf16::<W>(from, part, out) },
             _ => pack::portable::<W>(from, part, out),
         }
     }
