@@ -2,8 +2,8 @@
 
 use super::KeyValueCache;
 
-/// Tokens of a pass over several prompts, at most: from 512 on more of them are read no faster, and the working memory
-/// (70 to 100 KB a token for 135M parameters) stays well below the weights'. A longer prompt is a pass of its own.
+/// Tokens of a pass over several prompts, at most: on two cores they are read no faster from 512 on, and the working memory
+/// (about 110 KB a token for 135M parameters) stays well below the weights'. A longer prompt is a pass of its own.
 const MOST_TOKENS: usize = 1024;
 
 /// A prompt, and the sequence of the cache that it becomes.
