@@ -161,7 +161,7 @@ mod tests {
     #[test]
     fn batches_of_different_lengths_give_the_loss_of_each_example_alone() -> Result<()> {
         let (shape, store, examples) = case()?;
-        let mut model = Decoder::for_scoring(&shape, store.layout(), Precision::F32);
+        let mut model = Decoder::with_precision(&shape, store.layout(), Precision::F32);
         let mut done = 0;
         let scores = store.read(|weights| score(&mut model, weights, &examples, &mut |now| done = now))??;
         assert_eq!(done, examples.len());
@@ -199,7 +199,7 @@ mod tests {
     #[test]
     fn what_cannot_be_scored_is_refused() -> Result<()> {
         let (shape, store, _) = case()?;
-        let mut model = Decoder::for_scoring(&shape, store.layout(), Precision::F32);
+        let mut model = Decoder::with_precision(&shape, store.layout(), Precision::F32);
         for (ids, scored) in [(vec![1], 1), (vec![1, 2], 0), (vec![1, 50], 1), (vec![1; 42], 1)] {
             let example = [Example { ids, scored }];
             assert!(store.read(|weights| score(&mut model, weights, &example, &mut |_| {}))?.is_err(), "{example:?}");

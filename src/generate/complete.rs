@@ -1,7 +1,7 @@
 //! Completing a batch of prompts token by token, with keys and values kept.
 
 use super::sampling::Sampler;
-use crate::model::Decoder;
+use crate::model::{Decoder, Prompt};
 use crate::params::Weights;
 use anyhow::{Result, ensure};
 use std::collections::VecDeque;
@@ -78,7 +78,8 @@ pub fn complete<'a>(
     Ok(completions.into_iter().flatten().collect())
 }
 
-/// Completes the prompts, `places` of them at a time: as soon as one ends, the next takes its place.
+/// Completes the prompts, `places` of them at a time: as soon as one ends, the next takes its place. Prompts for places
+/// that are free at the same time are read together.
 ///
 /// `choose(prompt, logits)` picks a token, `on_token(prompt, token)` sees it, and `on_end(prompt, completion)` gets each
 /// completion as it ends. What follows a prompt does not depend on the others, nor on how many places there are, to the
@@ -101,6 +102,10 @@ pub fn complete_in_turn(
     for prompt in prompts {
         check(prompt, vocabulary, context)?;
     }
+    if limits.max_new_tokens == 0 {
+        let nothing = || Completion { ids: Vec::new(), end: End::Length };
+        return (0..prompts.len()).try_for_each(|prompt| on_end(prompt, nothing()));
+    }
     let places = places.clamp(1, prompts.len().max(1));
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
     let mut cache = model.cache(places, longest + limits.max_new_tokens);
@@ -108,19 +113,22 @@ pub fn complete_in_turn(
     let mut open: Vec<Option<Writing>> = (0..places).map(|_| None).collect();
     let mut waiting = 0..prompts.len();
     loop {
-        for (place, slot) in open.iter_mut().enumerate() {
-            while slot.is_none() {
-                let Some(prompt) = waiting.next() else { break };
-                let row = &mut logits[..vocabulary];
+        // All free places at once, and again those whose completions ended with the first token.
+        loop {
+            let free: Vec<usize> = (0..places).filter(|&place| open[place].is_none()).collect();
+            let taken: Vec<(usize, usize)> = free.into_iter().zip(waiting.by_ref()).collect();
+            if taken.is_empty() {
+                break;
+            }
+            let prompt = |&(sequence, prompt): &(usize, usize)| Prompt { sequence, tokens: &prompts[prompt] };
+            let read: Vec<Prompt> = taken.iter().map(prompt).collect();
+            let logits = &mut logits[..read.len() * vocabulary];
+            model.prefill(weights, &mut cache, &read, logits)?;
+            for (&(place, prompt), logits) in taken.iter().zip(logits.chunks_exact(vocabulary)) {
                 let mut writing = Writing { prompt, ids: Vec::new(), inserted: VecDeque::new() };
-                if limits.max_new_tokens == 0 {
-                    on_end(prompt, Completion { ids: Vec::new(), end: End::Length })?;
-                    continue;
-                }
-                model.prefill(weights, &mut cache, place, &prompts[prompt], row)?;
-                match writing.take(row, prompts[prompt].len(), context, limits, choose, on_token)? {
+                match writing.take(logits, prompts[prompt].len(), context, limits, choose, on_token)? {
                     Some(end) => on_end(prompt, Completion { ids: writing.ids, end })?,
-                    None => *slot = Some(writing),
+                    None => open[place] = Some(writing),
                 }
             }
         }
@@ -151,6 +159,9 @@ fn check(prompt: &[u32], vocabulary: usize, context: usize) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
 
 /// A completion that is being written.
 struct Writing {

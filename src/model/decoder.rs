@@ -2,7 +2,7 @@
 
 use super::gpt2::Gpt2Cpu;
 use super::llama::LlamaCpu;
-use super::{KeyValueCache, ModelShape};
+use super::{KeyValueCache, ModelShape, Prompt};
 use crate::config::Recompute;
 use crate::ops::product::Precision;
 use crate::params::{Layout, Weights};
@@ -21,23 +21,15 @@ impl Decoder {
         Self::with_precision(shape, layout, Precision::F32)
     }
 
-    /// One that generates.
+    /// One that generates and scores; its blocks keep nothing.
     pub fn with_precision(shape: &ModelShape, layout: &Arc<Layout>, precision: Precision) -> Self {
-        // A GPT-2's keys and values are read from what the blocks keep.
-        Self::with_memory(shape, layout, precision, Recompute::None)
-    }
-
-    /// One for [`Self::logits_at`] alone: its blocks keep nothing.
-    pub fn for_scoring(shape: &ModelShape, layout: &Arc<Layout>, precision: Precision) -> Self {
-        Self::with_memory(shape, layout, precision, Recompute::Block)
-    }
-
-    fn with_memory(shape: &ModelShape, layout: &Arc<Layout>, precision: Precision, gpt2: Recompute) -> Self {
-        let layout = Arc::clone(layout);
+        let (layout, recompute) = (Arc::clone(layout), Recompute::Block);
         match shape {
-            ModelShape::Gpt2(config) => Self::Gpt2(Box::new(Gpt2Cpu::new(config.clone(), layout, gpt2, precision))),
+            ModelShape::Gpt2(config) => {
+                Self::Gpt2(Box::new(Gpt2Cpu::new(config.clone(), layout, recompute, precision)))
+            }
             ModelShape::Llama(config) => {
-                Self::Llama(Box::new(LlamaCpu::new(config.clone(), layout, Recompute::Block, precision)))
+                Self::Llama(Box::new(LlamaCpu::new(config.clone(), layout, recompute, precision)))
             }
         }
     }
@@ -65,23 +57,25 @@ impl Decoder {
         }
     }
 
-    /// Runs the whole of `prompt` for sequence `place` and gives the logits [V] of what follows it.
+    /// Reads the whole of each prompt into its sequence of the cache and gives the logits [prompts, V] of what follows.
+    ///
+    /// Several prompts share a pass, so that the weights are read once for all of them, where that changes no bit: keys,
+    /// values and logits of a prompt are those that it has when it is read alone.
     ///
     /// # Errors
-    /// When the prompt is empty, longer than the cache, or holds an id outside the vocabulary.
+    /// When a prompt is empty, longer than the cache, or holds an id outside the vocabulary.
     pub fn prefill<'a>(
         &mut self,
         weights: impl Into<Weights<'a>>,
         cache: &mut KeyValueCache,
-        place: usize,
-        prompt: &[u32],
+        prompts: &[Prompt],
         logits: &mut [f32],
     ) -> Result<()> {
         let weights = weights.into();
         // Inside the pool: an operation called from outside would wake it up each time.
         rayon::scope(|_| match self {
-            Self::Gpt2(model) => model.prefill(weights, cache, place, prompt, logits),
-            Self::Llama(model) => model.prefill(weights, cache, place, prompt, logits),
+            Self::Gpt2(model) => model.prefill(weights, cache, prompts, logits),
+            Self::Llama(model) => model.prefill(weights, cache, prompts, logits),
         })
     }
 

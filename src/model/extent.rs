@@ -14,6 +14,14 @@ impl Extent {
     pub fn tokens(self) -> usize {
         self.rows * self.time
     }
+
+    /// What attention handles at a time: the rows, or the longest of the documents that it handles by themselves.
+    pub(super) fn attended(self, documents: Documents) -> Self {
+        match documents {
+            Documents::Whole | Documents::Packed(_) => self,
+            Documents::Apart(lengths) => Self { time: lengths.iter().copied().max().unwrap_or(0), ..self },
+        }
+    }
 }
 
 /// The rows that a pass runs over.
@@ -33,5 +41,6 @@ pub fn place(documents: Documents, extent: Extent, positions: &mut Vec<u32>) {
     match documents {
         Documents::Whole => positions.extend((0..extent.rows).flat_map(|_| 0..extent.time as u32)),
         Documents::Packed(places) => positions.extend_from_slice(places),
+        Documents::Apart(lengths) => positions.extend(lengths.iter().flat_map(|&length| 0..length as u32)),
     }
 }

@@ -13,9 +13,12 @@ mod init;
 pub mod llama;
 #[cfg(test)]
 mod precision_tests;
+mod prompts;
 mod reading;
 mod shape;
 mod stored;
+#[cfg(test)]
+mod together_tests;
 mod twin;
 pub mod weights;
 
@@ -24,6 +27,7 @@ pub use cache::KeyValueCache;
 pub use decoder::Decoder;
 pub use engine::Engine;
 pub use extent::Extent;
+pub use prompts::Prompt;
 pub use shape::ModelShape;
 
 pub use crate::ops::attention::Documents;

@@ -6,6 +6,7 @@
 use super::product::Numbers;
 use half::bf16;
 use std::borrow::Cow;
+use std::ops::Range;
 
 /// How a kernel reads and writes one number.
 pub trait Number: Copy + Default + Send + Sync {
@@ -73,6 +74,14 @@ impl<'a> Values<'a> {
 
     pub fn is_empty(self) -> bool {
         self.len() == 0
+    }
+
+    /// Some of the numbers.
+    pub fn slice(self, range: Range<usize>) -> Self {
+        match self {
+            Self::F32(numbers) => Self::F32(&numbers[range]),
+            Self::Bf16(numbers) => Self::Bf16(&numbers[range]),
+        }
     }
 
     /// As f32: borrowed where they are f32 already.

@@ -4,6 +4,7 @@ use crate::commands::target::Target;
 use crate::commands::{Ending, print_json};
 use crate::config::ConfigError;
 use crate::generate::{Sampler, SamplingOptions};
+use crate::model::Prompt;
 use crate::ops::linear::FEW_ROWS;
 use crate::ops::product::Precision;
 use crate::random::{Stream, below, generator};
@@ -41,6 +42,8 @@ pub fn run(options: &Options) -> Result<Ending> {
     let prompts: Vec<Vec<u32>> = (0..batch)
         .map(|_| (0..prompt_tokens).map(|_| below(&mut random, vocabulary as u64) as u32).collect())
         .collect();
+    let read = prompts.iter().enumerate().map(|(sequence, tokens)| Prompt { sequence, tokens });
+    let read: Vec<Prompt> = read.collect();
     let mut sampler = Sampler::new(SamplingOptions::GREEDY, vocabulary, 0)?;
     let (mut reading, mut writing) = (Vec::new(), Vec::new());
     // The first round warms up.
@@ -49,9 +52,7 @@ pub fn run(options: &Options) -> Result<Ending> {
             let mut cache = model.cache(batch, prompt_tokens + new_tokens);
             let mut logits = vec![0.0; batch * vocabulary];
             let start = Instant::now();
-            for (place, (prompt, row)) in prompts.iter().zip(logits.chunks_exact_mut(vocabulary)).enumerate() {
-                model.prefill(weights, &mut cache, place, prompt, row)?;
-            }
+            model.prefill(weights, &mut cache, &read, &mut logits)?;
             let read = start.elapsed().as_secs_f64();
             let start = Instant::now();
             for _ in 0..new_tokens {

@@ -166,7 +166,7 @@ fn scored(options: &Options, target: &Target, mut examples: Vec<Example>, what: 
     if options.precision == Precision::Bf16 {
         store.keep_rounded()?;
     }
-    let mut model = Decoder::for_scoring(&target.config, store.layout(), options.precision);
+    let mut model = Decoder::with_precision(&target.config, store.layout(), options.precision);
     let mut progress = Progress::start();
     let scores = store.read(|weights| {
         score(&mut model, weights, &examples, &mut |done| {

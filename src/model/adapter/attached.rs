@@ -45,6 +45,12 @@ impl Adapters {
         (own, Some(Self { layout: Arc::clone(trainable), places, scratch: Mutex::default() }))
     }
 
+    /// Whether a row of a pass forward through every adapter has the same bits among `many` rows as among `few`.
+    pub fn rows_keep_their_bits(&self, few: usize, many: usize) -> bool {
+        let keep = |place: &Place| lora::rows_keep_their_bits(few, many, place.inputs, place.rank, place.outputs);
+        self.places.iter().flatten().all(keep)
+    }
+
     /// Elements of scratch that a pass over `rows` rows needs, with or without dropout.
     pub fn scratch_len(&self, rows: usize, dropout: bool) -> usize {
         let of = |place: &Place| lora::scratch_len(rows, place.inputs, place.rank, dropout);

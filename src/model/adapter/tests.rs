@@ -3,7 +3,7 @@
 use super::{AdapterSettings, Scaling, initialize, merge, peft};
 use crate::config::{Quantization, Recompute};
 use crate::model::weights::{self, NamePrefix};
-use crate::model::{BaseSource, Batch, Decoder, Documents, Draw, Engine, Labels, ModelShape, load_base};
+use crate::model::{BaseSource, Batch, Decoder, Documents, Draw, Engine, Labels, ModelShape, Prompt, load_base};
 use crate::ops::product::Precision;
 use crate::params::{Adaptation, FrozenTensor, Layout, ParameterStore, slice};
 use anyhow::{Context, Result};
@@ -123,6 +123,33 @@ fn fresh_adapters_leave_the_models_own_logits_bit_for_bit() -> Result<()> {
         let found = store.read(|weights| Decoder::new(&fixture.shape, &layout).logits(weights, &ids, ROWS))??;
         let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         assert!(bits(&found) == bits(&expected));
+    }
+    Ok(())
+}
+
+#[test]
+fn prompts_read_together_through_adapters_have_the_logits_that_each_has_alone() -> Result<()> {
+    for fixture in fixtures()? {
+        let store = fixture.store(Quantization::None, 0.5)?;
+        let mut decoder = Decoder::new(&fixture.shape, store.layout());
+        let (ids, vocabulary, context) = (fixture.ids("inputs")?, decoder.vocab_size(), decoder.n_positions());
+        let whole: Vec<u32> = ids.iter().copied().cycle().take(context).collect();
+        let lengths = [3, 1, context, context / 2, 2, context - 1, 3];
+        store.read(|weights| -> Result<()> {
+            let mut read = |lengths: &[usize]| -> Result<Vec<f32>> {
+                let mut cache = decoder.cache(lengths.len(), context);
+                let prompt = |(sequence, &length): (usize, &usize)| Prompt { sequence, tokens: &whole[..length] };
+                let prompts: Vec<Prompt> = lengths.iter().enumerate().map(prompt).collect();
+                let mut logits = vec![0.0; lengths.len() * vocabulary];
+                decoder.prefill(weights, &mut cache, &prompts, &mut logits)?;
+                Ok(logits)
+            };
+            let together = read(&lengths)?;
+            for (length, logits) in lengths.into_iter().zip(together.chunks_exact(vocabulary)) {
+                assert!(read(&[length])? == logits, "{length} tokens of {:?}", fixture.shape.architecture());
+            }
+            Ok(())
+        })??;
     }
     Ok(())
 }

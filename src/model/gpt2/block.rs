@@ -194,6 +194,15 @@ impl Model {
         }
     }
 
+    /// Whether a row of a pass has the same bits among `many` rows as among `few` (at most as many).
+    pub fn rows_keep_their_bits(&self, few: usize, many: usize) -> bool {
+        // All blocks have the same sizes.
+        let blocks = self.parameters.blocks.iter().take(1);
+        let mut layers = blocks.flat_map(|b| [b.attention_in, b.attention_out, b.mlp_in, b.mlp_out]);
+        layers.all(|layer| linear::rows_keep_their_bits(self.dims(layer), few, many))
+            && self.adapters.as_ref().is_none_or(|adapters| adapters.rows_keep_their_bits(few, many))
+    }
+
     pub fn head<'a>(&self, weights: Weights<'a>) -> cross_entropy::Head<'a> {
         cross_entropy::Head {
             weight: self.matrix(weights, self.parameters.head),

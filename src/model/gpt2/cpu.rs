@@ -9,6 +9,7 @@ use crate::config::Recompute;
 use crate::model::adapter::Adapters;
 use crate::model::dropout::Site;
 use crate::model::extent::{Extent, Rows, place};
+use crate::model::prompts::Fill;
 use crate::model::stored::{Stored, fit, stored_size};
 use crate::model::{Batch, Documents, Labels, LossSum, ModelShape};
 use crate::ops::dropout::{self, Draw};
@@ -17,7 +18,6 @@ use crate::ops::profile::{Part, timed};
 use crate::ops::{Gradient, attention, cross_entropy, embedding, layer_norm};
 use crate::params::{GradientSlots, Layout, Weights};
 use anyhow::Result;
-use std::borrow::Cow;
 use std::sync::Arc;
 
 /// The engine: the model's shape, and its buffers.
@@ -119,9 +119,11 @@ impl Buffers {
         if model.precision == Precision::Bf16 {
             fit([&mut self.shared.raw], tokens * raw_width(&model.config, model.precision));
         }
-        let scratch_len = scratch_len(model, extent);
-        if self.shared.scratch.len() < scratch_len {
-            fit([&mut self.shared.scratch], scratch_len);
+    }
+
+    fn fit_scratch(&mut self, len: usize) {
+        if self.shared.scratch.len() < len {
+            fit([&mut self.shared.scratch], len);
         }
     }
 
@@ -155,7 +157,8 @@ impl Buffers {
     }
 }
 
-fn scratch_len(model: &Model, extent: Extent) -> usize {
+/// The scratch that a training step needs.
+fn training_scratch_len(model: &Model, extent: Extent) -> usize {
     attention::scratch_len(model.attention(extent))
         .max(cross_entropy::scratch_len(extent.tokens(), model.config.vocab_size))
         .max(layer_norm::scratch_len(extent.tokens(), model.config.n_embd))
@@ -186,20 +189,22 @@ impl Gpt2Cpu {
             + size_of::<u32>()
             + size_of::<f64>();
         let model = Model { config: config.clone(), layout, adapters: None, dropout: 0.0, parameters, precision };
-        extent.tokens() * a_token + size_of::<f32>() * scratch_len(&model, extent)
+        extent.tokens() * a_token + size_of::<f32>() * training_scratch_len(&model, extent)
     }
 
-    /// Runs all blocks and the final norm; the results stay in the buffers.
-    fn forward(
+    /// Runs all blocks and the final norm; the results stay in the buffers, keys and values go where `fill` says.
+    pub(super) fn forward(
         &mut self,
         weights: Weights,
         inputs: &[u32],
         extent: Extent,
         documents: Documents,
         draw: Option<Draw>,
+        mut fill: Option<Fill>,
     ) -> Result<()> {
         let Self { model, buffers, .. } = self;
         buffers.fit_forward(model, extent);
+        buffers.fit_scratch(attention::scratch_len(model.attention(extent.attended(documents))));
         let Buffers { positions, stream, saved, normed, mean, rstd, shared, .. } = buffers;
         place(documents, extent, positions);
         let rows = Rows { extent, positions, documents, draw };
@@ -216,6 +221,10 @@ impl Gpt2Cpu {
             let (x, y) = neighbours(stream, layer);
             let place = layer.min(saved.len() - 1);
             model.block_forward(weights, layer, rows, x, &mut saved[place], y, shared);
+            if let Some(fill) = &mut fill {
+                let qkv = saved[place].qkv.values().to_f32();
+                fill.keep(layer, qkv.chunks_exact(3 * width).map(|row| row[width..].split_at(width)));
+            }
         }
         model.norm(weights, model.parameters.norm_final, &stream[model.config.n_layer], normed, mean, rstd);
         Ok(())
@@ -224,9 +233,11 @@ impl Gpt2Cpu {
     /// The loss alone; each target's negative log-likelihood is in the slice that is given back (0 where ignored).
     pub fn loss(&mut self, weights: Weights, batch: Batch) -> Result<(LossSum, &[f64])> {
         let extent = batch.extent();
-        self.forward(weights, batch.inputs, extent, batch.documents, None)?;
-        let Buffers { normed, nll, shared, .. } = &mut self.buffers;
-        let head = self.model.head(weights);
+        self.forward(weights, batch.inputs, extent, batch.documents, None, None)?;
+        let Self { model, buffers, .. } = self;
+        buffers.fit_scratch(cross_entropy::scratch_len(extent.tokens(), model.config.vocab_size));
+        let Buffers { normed, nll, shared, .. } = buffers;
+        let head = model.head(weights);
         let loss = timed(Part::Head, || cross_entropy::forward(normed, head, batch.targets, nll, &mut shared.scratch))?;
         Ok((loss.into(), nll))
     }
@@ -240,9 +251,10 @@ impl Gpt2Cpu {
         labels: Labels,
     ) -> Result<LossSum> {
         let (extent, draw) = (batch.extent(), self.draw);
-        self.forward(weights, batch.inputs, extent, batch.documents, draw)?;
+        self.forward(weights, batch.inputs, extent, batch.documents, draw, None)?;
         let Self { model, recompute, buffers, .. } = self;
         buffers.fit_backward(model);
+        buffers.fit_scratch(training_scratch_len(model, extent));
         let Buffers { positions, stream, saved, normed, mean, rstd, nll, d_stream, shared, .. } = buffers;
         let rows = Rows { extent, positions, documents: batch.documents, draw };
         let layers = model.config.n_layer;
@@ -287,13 +299,13 @@ impl Gpt2Cpu {
     /// The final norm's output [rows * time, C] for `inputs`.
     pub fn hidden(&mut self, weights: Weights, inputs: &[u32], rows: usize) -> Result<&[f32]> {
         let extent = Extent { rows, time: inputs.len() / rows.max(1) };
-        self.forward(weights, inputs, extent, Documents::Whole, None)?;
-        Ok(&self.buffers.normed)
+        self.forward(weights, inputs, extent, Documents::Whole, None, None)?;
+        Ok(self.normed())
     }
 
-    /// Keys and values that the last forward pass made in `layer`: the fused buffer [R, 3C].
-    pub fn fused_qkv(&self, layer: usize) -> Cow<'_, [f32]> {
-        self.buffers.saved[layer].qkv.values().to_f32()
+    /// The final norm's output [R, C] of the last pass.
+    pub(super) fn normed(&self) -> &[f32] {
+        &self.buffers.normed
     }
 }
 

@@ -3,6 +3,9 @@
 use super::Gpt2Cpu;
 use crate::model::cache::KeyValueCache;
 use crate::model::extent::Extent;
+use crate::model::prompts::{Fill, Prompt, passes};
+use crate::ops::attention::Documents;
+use crate::ops::linear::FEW_ROWS;
 use crate::ops::{activation, attention, embedding, linear};
 use crate::params::Weights;
 use anyhow::Result;
@@ -42,29 +45,29 @@ impl Gpt2Cpu {
         KeyValueCache::new(config.n_layer, batch, capacity.min(config.n_positions), config.n_embd)
     }
 
-    /// Runs the whole of `prompt` for sequence `place` and gives the logits [V] of what follows it.
-    ///
-    /// # Errors
-    /// When the prompt is empty, longer than the cache, or holds an id outside the vocabulary.
+    /// As [`crate::model::Decoder::prefill`].
     pub fn prefill(
         &mut self,
         weights: Weights,
         cache: &mut KeyValueCache,
-        place: usize,
-        prompt: &[u32],
+        prompts: &[Prompt],
         logits: &mut [f32],
     ) -> Result<()> {
-        cache.restart(place, prompt.len())?;
-        let width = self.model.config.n_embd;
-        let hidden = self.hidden(weights, prompt, 1)?;
-        let last: Vec<f32> = hidden[hidden.len() - width..].to_vec();
-        for layer in 0..self.model.config.n_layer {
-            for (position, row) in self.fused_qkv(layer).chunks_exact(3 * width).enumerate() {
-                let (key, value) = row[width..].split_at(width);
-                cache.put(layer, place, position, key, value);
-            }
+        let (width, vocabulary) = (self.model.config.n_embd, self.model.config.vocab_size);
+        for prompt in prompts {
+            cache.restart(prompt.sequence, prompt.tokens.len())?;
         }
-        self.head_logits(weights, &last, logits);
+        let mut last = vec![0.0; prompts.len() * width];
+        for pass in passes(prompts, |few, many| self.model.rows_keep_their_bits(few, many)) {
+            let (tokens, lengths) = (pass.tokens(), pass.lengths());
+            let extent = Extent { rows: 1, time: tokens.len() };
+            let fill = Fill { cache: &mut *cache, prompts: &pass.prompts };
+            self.forward(weights, &tokens, extent, Documents::Apart(&lengths), None, Some(fill))?;
+            pass.last_rows(self.normed(), width, &mut last);
+        }
+        for (last, logits) in last.chunks(FEW_ROWS * width).zip(logits.chunks_mut(FEW_ROWS * vocabulary)) {
+            self.head_logits(weights, last, logits);
+        }
         Ok(())
     }
 

@@ -4,7 +4,9 @@ use super::twin;
 use super::*;
 use crate::config::Recompute;
 use crate::model::twin::Places;
-use crate::model::{Batch, Documents, Engine, Extent, Head, IGNORE, Labels, LossSum, ModelShape, twin as shared_twin};
+use crate::model::{
+    Batch, Documents, Engine, Extent, Head, IGNORE, Labels, LossSum, ModelShape, Prompt, twin as shared_twin,
+};
 use crate::ops::product::Precision;
 use crate::params::{Layout, ParameterStore, slice, slice_mut};
 use crate::random::{Stream, below, fill_normal, generator};
@@ -181,10 +183,11 @@ fn decoding_with_the_cache_gives_the_logits_of_the_whole_sequence() -> Result<()
         let prompt_lengths = [4, 1, 6];
         let mut cache = model.cache(ROWS, 12);
         let mut logits = vec![0.0; ROWS * vocabulary];
-        for (row, &length) in prompt_lengths.iter().enumerate() {
-            let prompt = &inputs[row * 12..row * 12 + length];
-            model.prefill(weights, &mut cache, row, prompt, &mut logits[row * vocabulary..][..vocabulary])?;
-        }
+        let prompts = prompt_lengths
+            .iter()
+            .enumerate()
+            .map(|(sequence, &length)| Prompt { sequence, tokens: &inputs[sequence * 12..][..length] });
+        model.prefill(weights, &mut cache, &prompts.collect::<Vec<_>>(), &mut logits)?;
         for step in 0..6 {
             for (row, &length) in prompt_lengths.iter().enumerate() {
                 let got = &logits[row * vocabulary..][..vocabulary];

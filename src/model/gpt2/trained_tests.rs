@@ -4,7 +4,7 @@ use super::twin::{self, BlockTensors};
 use super::*;
 use crate::config::Recompute;
 use crate::model::twin::Places;
-use crate::model::{Documents, Extent, ModelShape, weights};
+use crate::model::{Documents, Extent, ModelShape, Prompt, weights};
 use crate::ops::product::Precision;
 use crate::params::Layout;
 use anyhow::{Context, Result};
@@ -101,7 +101,8 @@ fn the_fast_path_gives_pytorchs_logits_and_sorts_all_729_inputs() -> Result<()> 
         let digits: Vec<u32> = (0..6).map(|place| number / 3u32.pow(place) % 3).collect();
         let mut cache = model.cache(1, TIME);
         let mut logits = vec![0.0; 3];
-        model.prefill(trained.weights[..].into(), &mut cache, 0, &digits, &mut logits)?;
+        let prompt = Prompt { sequence: 0, tokens: &digits };
+        model.prefill(trained.weights[..].into(), &mut cache, &[prompt], &mut logits)?;
         let mut sorted = Vec::new();
         for _ in 0..6 {
             let next = (0..3u32).max_by(|&a, &b| logits[a as usize].total_cmp(&logits[b as usize])).unwrap_or(0);

@@ -5,6 +5,7 @@ use crate::model::KeyValueCache;
 use crate::model::adapter::Adapters;
 use crate::model::dropout::{Site, dropped};
 use crate::model::extent::Rows;
+use crate::model::prompts::Fill;
 use crate::model::reading;
 use crate::model::stored::Stored;
 use crate::ops::dropout::{self, Draw, Mask};
@@ -35,8 +36,8 @@ pub struct Model {
 pub enum Past<'a> {
     /// Their own documents, which begin with them.
     None,
-    /// The same, and their keys and values are kept as those of one sequence of the cache.
-    Fill { cache: &'a mut KeyValueCache, sequence: usize },
+    /// The same, and their keys and values are kept as those of sequences of the cache.
+    Fill(Fill<'a>),
     /// The cache's sequences, to each of which one row is added.
     Extend(&'a mut KeyValueCache),
 }
@@ -203,15 +204,13 @@ impl Model {
         let (shape, width) = (self.config.attention(rows.extent), self.config.kv_width());
         if !matches!(past, Past::None) {
             let (key, value) = (saved.key.values().to_f32(), saved.value.values().to_f32());
-            let key_values = key.chunks_exact(width).zip(value.chunks_exact(width)).zip(rows.positions);
+            let key_values = key.chunks_exact(width).zip(value.chunks_exact(width));
             match past {
                 Past::None => {}
-                Past::Fill { cache, sequence } => key_values.for_each(|((key, value), &position)| {
-                    cache.put(layer, *sequence, position as usize, key, value);
-                }),
+                Past::Fill(fill) => fill.keep(layer, key_values),
                 Past::Extend(cache) => {
                     let newest: Vec<(usize, usize)> = cache.newest().collect();
-                    for (((key, value), _), (sequence, position)) in key_values.zip(newest) {
+                    for ((key, value), (sequence, position)) in key_values.zip(newest) {
                         cache.put(layer, sequence, position, key, value);
                     }
                     let query = saved.query.values().to_f32();
@@ -240,6 +239,15 @@ impl Model {
     fn pattern<'a>(&self, rows: Rows<'a>, layer: usize) -> attention::Pattern<'a> {
         let dropout = Site::Probabilities(layer).mask(rows.draw, self.dropout);
         attention::Pattern { documents: rows.documents, dropout }
+    }
+
+    /// Whether a row of a pass has the same bits among `many` rows as among `few` (at most as many).
+    pub fn rows_keep_their_bits(&self, few: usize, many: usize) -> bool {
+        // All blocks have the same sizes.
+        let blocks = self.parameters.blocks.iter().take(1);
+        let mut layers = blocks.flat_map(|b| [b.query, b.key, b.value, b.output, b.gate, b.up, b.down]);
+        layers.all(|layer| linear::rows_keep_their_bits(self.dims(layer), few, many))
+            && self.adapters.as_ref().is_none_or(|adapters| adapters.rows_keep_their_bits(few, many))
     }
 
     pub fn weight<'a>(&self, weights: Weights<'a>, index: usize) -> &'a [f32] {

@@ -245,10 +245,11 @@ impl LlamaCpu {
                 self.buffers.positions = cache.newest().map(|(_, position)| position as u32).collect();
                 attention::decode_scratch_len(cache.capacity())
             }
-            Past::None | Past::Fill { .. } => {
-                self.reach(extent.time)?;
+            Past::None | Past::Fill(_) => {
+                let attended = extent.attended(documents);
+                self.reach(attended.time)?;
                 place(documents, extent, &mut self.buffers.positions);
-                attention::scratch_len(self.model.config.attention(extent))
+                attention::scratch_len(self.model.config.attention(attended))
             }
         };
         let Self { model, buffers, .. } = self;

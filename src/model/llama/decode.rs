@@ -2,8 +2,9 @@
 
 use super::block::Past;
 use super::cpu::LlamaCpu;
-use crate::model::{Documents, Extent, KeyValueCache};
-use crate::ops::linear;
+use crate::model::prompts::{Fill, passes};
+use crate::model::{Documents, Extent, KeyValueCache, Prompt};
+use crate::ops::linear::{self, FEW_ROWS};
 use crate::params::Weights;
 use anyhow::Result;
 
@@ -14,23 +15,29 @@ impl LlamaCpu {
         KeyValueCache::new(config.n_layer, batch, capacity.min(config.n_positions), config.kv_width())
     }
 
-    /// Runs the whole of `prompt` for one sequence of the cache and gives the logits [V] of what follows it.
-    ///
-    /// # Errors
-    /// When the prompt is empty, longer than the cache, or holds an id outside the vocabulary.
+    /// As [`crate::model::Decoder::prefill`].
     pub fn prefill(
         &mut self,
         weights: Weights,
         cache: &mut KeyValueCache,
-        sequence: usize,
-        prompt: &[u32],
+        prompts: &[Prompt],
         logits: &mut [f32],
     ) -> Result<()> {
-        cache.restart(sequence, prompt.len())?;
-        let extent = Extent { rows: 1, time: prompt.len() };
-        self.forward(weights, prompt, extent, Documents::Whole, None, &mut Past::Fill { cache, sequence })?;
-        let normed = &self.buffers.normed;
-        self.head_logits(weights, &normed[normed.len() - self.model.config.n_embd..], logits);
+        let (width, vocabulary) = (self.model.config.n_embd, self.model.config.vocab_size);
+        for prompt in prompts {
+            cache.restart(prompt.sequence, prompt.tokens.len())?;
+        }
+        let mut last = vec![0.0; prompts.len() * width];
+        for pass in passes(prompts, |few, many| self.model.rows_keep_their_bits(few, many)) {
+            let (tokens, lengths) = (pass.tokens(), pass.lengths());
+            let extent = Extent { rows: 1, time: tokens.len() };
+            let past = &mut Past::Fill(Fill { cache: &mut *cache, prompts: &pass.prompts });
+            self.forward(weights, &tokens, extent, Documents::Apart(&lengths), None, past)?;
+            pass.last_rows(&self.buffers.normed, width, &mut last);
+        }
+        for (last, logits) in last.chunks(FEW_ROWS * width).zip(logits.chunks_mut(FEW_ROWS * vocabulary)) {
+            self.head_logits(weights, last, logits);
+        }
         Ok(())
     }
 

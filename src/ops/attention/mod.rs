@@ -73,13 +73,23 @@ pub enum Documents<'a> {
     Whole,
     /// A row holds several documents, one after another: each position's place in its own, [B, T], counted from 0.
     Packed(&'a [u32]),
+    /// The only row holds documents of these lengths, one after another, and each is computed by itself: to the last bit
+    /// as where it is the whole row. Not for the backward pass. log_sum_exp is [heads, length] of each in turn.
+    Apart(&'a [usize]),
 }
 
 impl<'a> Documents<'a> {
     /// # Panics
-    /// When the places do not count up by one from 0 within the rows.
+    /// When the places do not count up by one from 0 within the rows, or the lengths are not those of one row.
     fn check(self, shape: Shape) {
-        let Self::Packed(places) = self else { return };
+        let places = match self {
+            Self::Whole => return,
+            Self::Packed(places) => places,
+            Self::Apart(lengths) => {
+                let fit = shape.batch == 1 && lengths.iter().sum::<usize>() == shape.sequence;
+                return assert!(fit, "attention: documents that are not one row: {lengths:?} in {shape:?}");
+            }
+        };
         assert_eq!(places.len(), shape.rows(), "attention: the places in the documents are not [B, T]");
         for row in places.chunks_exact(shape.sequence.max(1)) {
             let counts_up = row.windows(2).all(|pair| pair[1] == 0 || pair[1] == pair[0] + 1);
@@ -90,7 +100,7 @@ impl<'a> Documents<'a> {
     /// Places of `rows` positions of sequence `b` from `first` on; none where the row is one document.
     fn of(self, shape: Shape, b: usize, first: usize, rows: usize) -> &'a [u32] {
         match self {
-            Self::Whole => &[],
+            Self::Whole | Self::Apart(_) => &[],
             Self::Packed(places) => &places[b * shape.sequence + first..][..rows],
         }
     }
@@ -117,6 +127,20 @@ pub enum Inputs<'a> {
     Fused(Values<'a>),
     /// q [B*T, heads * head_dim], k and v [B*T, kv_heads * head_dim].
     Separate { q: Values<'a>, k: Values<'a>, v: Values<'a> },
+}
+
+impl<'a> Inputs<'a> {
+    /// `count` rows from row `first` on.
+    fn rows(self, shape: Shape, first: usize, count: usize) -> Self {
+        let rows = |values: Values<'a>, width: usize| values.slice(first * width..(first + count) * width);
+        let (q_width, kv_width) = (shape.q_width(), shape.kv_width());
+        match self {
+            Self::Fused(values) => Self::Fused(rows(values, q_width + 2 * kv_width)),
+            Self::Separate { q, k, v } => {
+                Self::Separate { q: rows(q, q_width), k: rows(k, kv_width), v: rows(v, kv_width) }
+            }
+        }
+    }
 }
 
 /// Where [`backward`] puts the gradients of [`Inputs`], in the same layout. They are overwritten.

@@ -3,7 +3,7 @@
 use super::few_rows::{self, FEW_ROWS};
 use super::{Dims, Orientation, Weight};
 use crate::ops::parallel::rows_a_piece;
-use crate::ops::product::{Matrix, Numbers, Size, Threads, multiply_in};
+use crate::ops::product::{self, Matrix, Numbers, Size, Threads, multiply_in};
 use crate::ops::simd::{Level, kernel};
 use crate::ops::values::each_kind;
 use crate::ops::{Gradient, Into, Number, Values};
@@ -39,6 +39,13 @@ pub fn forward<'a>(
     let into = preset(bias, residual, y, outputs);
     let size = Size { m: rows, k: inputs, n: outputs };
     multiply_in(precision, Threads::All, size, x.row_major(inputs), in_out(weight), 1.0, y, outputs, into);
+}
+
+/// Whether a row of [`forward`] has the same bits among `many` rows as among `few` (at most as many).
+pub fn rows_keep_their_bits(dims: Dims, few: usize, many: usize) -> bool {
+    let Dims { inputs, outputs, precision, .. } = dims;
+    let product = || few > FEW_ROWS && product::rows_keep_their_bits(precision, few, many, inputs, outputs);
+    few == many || many <= FEW_ROWS || product()
 }
 
 /// dx [R, I] (+)= dy [R, O] W^T.
@@ -281,6 +288,36 @@ mod tests {
     fn any_number_of_threads_gives_the_same_bits() {
         let dims = Dims { inputs: 70, outputs: 300, orientation: Orientation::InOut, precision: Precision::F32 };
         assert_same_bits_for_any_threads(|| run(257, dims, true, Into::Accumulate).concat());
+    }
+
+    #[test]
+    fn a_row_keeps_its_bits_among_others_where_that_is_said() {
+        let mut kept = 0;
+        for (inputs, outputs) in [(70, 90), (300, 130), (576, 192), (600, 40)] {
+            let (x, data) = (normal(1, 400 * inputs), normal(2, inputs * outputs));
+            let (bias, residual) = (normal(3, outputs), normal(4, 400 * outputs));
+            for (orientation, precision) in [Orientation::InOut, Orientation::OutIn]
+                .into_iter()
+                .flat_map(|orientation| [Precision::F32, Precision::Bf16].map(|precision| (orientation, precision)))
+            {
+                let dims = Dims { inputs, outputs, orientation, precision };
+                let weight = Weight { data: data[..].into(), dims };
+                for (few, many) in [(1, 32), (7, 12), (20, 33), (33, 40), (38, 400), (65, 400), (200, 400)] {
+                    if !rows_keep_their_bits(dims, few, many) {
+                        continue;
+                    }
+                    kept += 1;
+                    let [mut alone, mut among] = [few, many].map(|rows| vec![7.0; rows * outputs]);
+                    for (rows, y) in [(few, &mut alone), (many, &mut among)] {
+                        let (x, residual) = (&x[..rows * inputs], &residual[..rows * outputs]);
+                        forward(x, weight, Some(&bias), Some(residual), y);
+                    }
+                    assert!(alone[..] == among[..few * outputs], "{few} of {many}, {dims:?}");
+                }
+                assert!(rows_keep_their_bits(dims, 1, FEW_ROWS) && !rows_keep_their_bits(dims, 20, 33));
+            }
+        }
+        assert!(kept >= 60, "{kept}");
     }
 
     #[test]

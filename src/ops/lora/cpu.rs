@@ -1,7 +1,7 @@
 //! The adapter on the CPU: four thin products.
 
 use super::Adapter;
-use crate::ops::product::{Matrix, Numbers, Operand, Precision, Size, Threads, multiply_in};
+use crate::ops::product::{self, Matrix, Numbers, Operand, Precision, Size, Threads, multiply_in};
 use crate::ops::{Gradient, Into, Values, dropout};
 
 /// Elements of scratch that [`forward`] and [`backward`] need for `rows` rows.
@@ -19,6 +19,12 @@ pub fn forward<'a>(x: impl std::convert::Into<Numbers<'a>>, adapter: Adapter, y:
     let up = Operand::row_major(adapter.b, rank).transposed();
     let size = Size { m: rows, k: rank, n: outputs };
     product(size, Operand::row_major(hidden, rank).into(), up.into(), scaling, y, Into::Accumulate);
+}
+
+/// Whether a row of [`forward`] has the same bits among `many` rows as among `few` (at most as many).
+pub fn rows_keep_their_bits(few: usize, many: usize, inputs: usize, rank: usize, outputs: usize) -> bool {
+    let keep = |k, n| product::rows_keep_their_bits(Precision::F32, few, many, k, n);
+    keep(inputs, rank) && keep(rank, outputs)
 }
 
 /// dA and dB as their gradients say, dx [R, I] += the part that passes through the adapter.
@@ -181,6 +187,28 @@ mod tests {
             let shifted: Vec<f64> = expected.iter().map(|x| x + 0.5).collect();
             assert_close(name, found, &shifted, 2e-5);
         }
+    }
+
+    #[test]
+    fn a_row_keeps_its_bits_among_others_where_that_is_said() {
+        let mut kept = 0;
+        for (rank, inputs, outputs) in [(1, 300, 200), (8, 300, 200), (16, 576, 1536), (64, 700, 300)] {
+            for (few, many) in [(1, 20), (20, 33), (33, 64), (40, 300), (70, 300), (300, 570)] {
+                if !rows_keep_their_bits(few, many, inputs, rank, outputs) {
+                    continue;
+                }
+                kept += 1;
+                let [alone, among] = [few, many].map(|rows| {
+                    let case = case(many, rank, inputs, outputs);
+                    let mut y = case.dy[..rows * outputs].to_vec();
+                    let mut scratch = vec![0.0; scratch_len(rows, inputs, rank, false)];
+                    forward(&case.x[..rows * inputs], case.adapter(None), &mut y, &mut scratch);
+                    y
+                });
+                assert!(alone[..] == among[..few * outputs], "{few} of {many}, {rank} {inputs} {outputs}");
+            }
+        }
+        assert!(kept >= 8, "{kept}");
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod cpu;
 pub mod reference;
 
 use super::dropout;
-pub use cpu::{backward, forward, scratch_len};
+pub use cpu::{backward, forward, rows_keep_their_bits, scratch_len};
 
 /// One layer's adapter.
 #[derive(Clone, Copy, Debug)]

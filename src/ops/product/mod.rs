@@ -296,6 +296,22 @@ fn own_kernel_is_faster(Size { m, k, n }: Size) -> bool {
     wide && n >= 128 && (large || few_rows)
 }
 
+/// Whether a row of C = A B has the same bits where A has `many` rows as where it has `few` (at most as many).
+///
+/// Our kernels sum a row in blocks that depend on k alone; the size may decide that they are not taken.
+pub fn rows_keep_their_bits(precision: Precision, few: usize, many: usize, k: usize, n: usize) -> bool {
+    let own = |m| own_kernel_is_faster(Size { m, k, n });
+    let alike = own(few) == own(many) && (own(few) || gemm_sums_by_depth_alone(few, k, n));
+    few == many || precision == Precision::Bf16 || alike
+}
+
+/// Whether the gemm crate (0.19) sums the rows of A [m, k] B [k, n] as it sums those of a larger A: in blocks that depend
+/// on k and on the processor's caches. Its exceptions are vectors, a depth of at most 2, results of at most 256 numbers
+/// and, where k is more than a block, results of at most 64 x 64.
+fn gemm_sums_by_depth_alone(m: usize, k: usize, n: usize) -> bool {
+    m > 1 && n > 1 && k > 2 && m * n > 256 && (m > 64 || n > 64 || k <= 512)
+}
+
 /// C [m, n], rows of `c_row_stride`, (+)= scale * A [m, k] * B [k, n], operands rounded as `precision` says.
 ///
 /// Operands are f32 or bf16, each by itself. Those with contiguous rows or columns are packed fastest.

@@ -256,3 +256,79 @@ fn products_of_odd_sizes_and_every_orientation_match_the_definition() {
         }
     }
 }
+
+/// The first `few` rows of a product of `many` rows, and the product of those rows alone.
+fn among_and_alone(
+    few: usize,
+    many: usize,
+    k: usize,
+    n: usize,
+    run: impl Fn(Size, Matrix, &mut [f32]),
+) -> [Vec<f32>; 2] {
+    let x = numbers(many * k, 3);
+    [many, few].map(|m| {
+        let mut c = vec![1.0f32; m * n];
+        run(Size { m, k, n }, Operand::row_major(&x[..m * k], k).into(), &mut c);
+        c.truncate(few * n);
+        c
+    })
+}
+
+#[test]
+fn a_row_has_the_same_bits_among_any_number_of_others_in_our_kernels_with_every_instruction_set() {
+    // Blocks of the depth that are whole, cut and several; the narrower operand is A, and B.
+    for (k, n) in [(64, 192), (576, 576), (1601, 130), (2100, 40)] {
+        let y = numbers(k * n, 4);
+        let rounded = round(&y);
+        for (few, many) in [(1, 33), (5, 300), (33, 34), (33, 1024), (130, 570)] {
+            for (instructions, transposed) in Instructions::available().flat_map(|i| [(i, false), (i, true)]) {
+                for (precision, y) in [
+                    (Precision::F32, Numbers::F32(&y)),
+                    (Precision::Bf16, Numbers::F32(&y)),
+                    (Precision::Bf16, Numbers::Bf16(&rounded)),
+                ] {
+                    let b = lie(y, transposed, k, n);
+                    let [among, alone] = among_and_alone(few, many, k, n, |size, a, c| {
+                        let all = Threads::All;
+                        multiply_with(instructions, precision, all, size, a, b, 1.0, c, n, Into::Accumulate);
+                    });
+                    let case = format!("{instructions:?} {precision:?} {few} of {many}, {k} x {n} {transposed}");
+                    assert!(among == alone, "{case}");
+                    assert!(rows_keep_their_bits(Precision::Bf16, few, many, k, n), "{case}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_of_an_f32_product_keeps_its_bits_where_that_is_said() {
+    let mut kept = 0;
+    // On both sides of every size at which the gemm crate or the choice of kernels changes its ways.
+    for k in [2, 3, 60, 128, 255, 256, 512, 513, 576, 1536, 2100] {
+        for n in [1, 2, 5, 16, 64, 65, 127, 128, 192, 576] {
+            let y = numbers(k * n, 4);
+            for (few, many) in
+                [(1, 2), (2, 5), (7, 300), (33, 37), (33, 64), (38, 300), (64, 65), (65, 300), (130, 1024)]
+            {
+                if !rows_keep_their_bits(Precision::F32, few, many, k, n) {
+                    continue;
+                }
+                kept += 1;
+                for transposed in [false, true] {
+                    let b = lie(Numbers::F32(&y), transposed, k, n);
+                    let [among, alone] = among_and_alone(few, many, k, n, |size, a, c| {
+                        multiply_in(Precision::F32, Threads::All, size, a, b, 1.0, c, n, Into::Accumulate);
+                    });
+                    assert!(among == alone, "{few} of {many}, {k} x {n} {transposed}");
+                }
+            }
+        }
+    }
+    // About half of all cases: the rule is worth having.
+    assert!(kept > 400, "{kept}");
+    // What a small LLaMA's layers have, whichever kernel takes them.
+    for (k, n) in [(576, 576), (576, 192), (576, 1536), (1536, 576)] {
+        assert!(rows_keep_their_bits(Precision::F32, 38, 1500, k, n) || (k, n) == (576, 192), "{k} x {n}");
+    }
+}

@@ -21,6 +21,7 @@ pub fn backward_part(shape: Shape) -> usize {
 pub fn backward(shape: Shape, scale: f32, saved: Saved, dy: &[f32], gradients: InputGradients, scratch: &mut [f32]) {
     shape.check();
     saved.pattern.documents.check(shape);
+    assert!(!matches!(saved.pattern.documents, Documents::Apart(_)), "attention backward: documents apart");
     let Shape { batch, sequence, heads, kv_heads, .. } = shape;
     let inputs = parts(shape, saved.inputs);
     let (rows, q_width, kv_width) = (shape.rows(), shape.q_width(), shape.kv_width());

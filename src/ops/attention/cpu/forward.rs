@@ -1,7 +1,8 @@
 //! The forward pass: blocks of query rows against all keys up to the diagonal.
 
 use super::parts::{drop_probabilities, first_key, parts, precision, product, score_stride, split};
-use crate::ops::attention::{BLOCK, Inputs, Pattern, Shape};
+use super::scratch_len;
+use crate::ops::attention::{BLOCK, Documents, Inputs, Pattern, Shape};
 use crate::ops::parallel::{SharedRows, for_each_with_scratch};
 use crate::ops::product::{Operand, Size};
 use crate::ops::simd::{LANES, Level, aligned, exp_in_place, kernel, max};
@@ -24,8 +25,13 @@ pub fn forward<'a>(
     scratch: &mut [f32],
 ) {
     shape.check();
-    let Pattern { documents, dropout } = pattern.into();
-    documents.check(shape);
+    let pattern = pattern.into();
+    pattern.documents.check(shape);
+    if let Documents::Apart(lengths) = pattern.documents {
+        assert!(pattern.dropout.is_none(), "attention: dropout counts the rows of one document");
+        return forward_apart(shape, scale, inputs, lengths, y, log_sum_exp, scratch);
+    }
+    let Pattern { documents, dropout } = pattern;
     let Shape { batch, sequence, heads, kv_heads, head_dim } = shape;
     let inputs = parts(shape, inputs);
     let precision = precision(&inputs);
@@ -77,6 +83,29 @@ pub fn forward<'a>(
             unsafe { log_sum_exp.write(head_index, first, &logs[..rows]) };
         }
     });
+}
+
+/// [`forward`] for one document of the row after the other.
+fn forward_apart(
+    shape: Shape,
+    scale: f32,
+    inputs: Inputs,
+    lengths: &[usize],
+    y: &mut [f32],
+    log_sum_exp: &mut [f32],
+    scratch: &mut [f32],
+) {
+    let (mut y, mut log_sum_exp, mut first) = (y, log_sum_exp, 0);
+    for &length in lengths {
+        let one = Shape { sequence: length, ..shape };
+        let (own_y, rest) = y.split_at_mut(length * shape.q_width());
+        let (own_log_sum_exp, logs) = log_sum_exp.split_at_mut(length * shape.heads);
+        // Scratch of the row would be more parts than there are threads.
+        let scratch_len = scratch_len(one).min(scratch.len());
+        let own_inputs = inputs.rows(shape, first, length);
+        forward(one, scale, own_inputs, Documents::Whole, own_y, own_log_sum_exp, &mut scratch[..scratch_len]);
+        (y, log_sum_exp, first) = (rest, logs, first + length);
+    }
 }
 
 kernel! {

@@ -288,3 +288,49 @@ fn dropped_probabilities_give_the_values_and_gradients_of_the_masked_softmax() {
         }
     }
 }
+
+#[test]
+fn documents_apart_have_the_bits_that_each_has_alone() {
+    let lengths = [64, 1, 300, 7, 2, 33, 48, 31, 100];
+    let total = lengths.iter().sum();
+    // The last one's products of long documents come to our f32 kernel, where the processor has it.
+    for (heads, kv_heads, head_dim) in [(3, 1, 20), (4, 4, 64), (2, 1, 160)] {
+        let shape = Shape { batch: 1, sequence: total, heads, kv_heads, head_dim };
+        let [q, k, v, _] = problem(shape);
+        let fused = fuse(shape, [&q, &k, &v]);
+        let [q_16, k_16, v_16, fused_16] =
+            [&q, &k, &v, &fused].map(|m| m.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>());
+        let kinds = [
+            Inputs::Separate { q: (&q).into(), k: (&k).into(), v: (&v).into() },
+            Inputs::Separate { q: q_16[..].into(), k: k_16[..].into(), v: v_16[..].into() },
+            Inputs::Fused((&fused).into()),
+            Inputs::Fused(fused_16[..].into()),
+        ];
+        for (kind, inputs) in kinds.into_iter().enumerate() {
+            let run = |shape: Shape, inputs: Inputs, documents: Documents| {
+                let (mut y, mut logs) = (vec![7.0; shape.rows() * shape.q_width()], vec![7.0; shape.rows() * heads]);
+                let mut scratch = vec![f32::NAN; scratch_len(shape)];
+                forward(shape, shape.scale(), inputs, documents, &mut y, &mut logs, &mut scratch);
+                [y, logs]
+            };
+            at_every_level(|level| {
+                let [y, logs] = run(shape, inputs, Documents::Apart(&lengths));
+                let mut first = 0;
+                for length in lengths {
+                    let one = Shape { sequence: length, ..shape };
+                    let [own_y, own_logs] = run(one, inputs.rows(shape, first, length), Documents::Whole);
+                    let name = format!("{length} at {first}, {one:?}, kind {kind}, {level:?}");
+                    assert!(y[first * shape.q_width()..][..own_y.len()] == own_y, "y {name}");
+                    assert!(logs[first * heads..][..own_logs.len()] == own_logs, "log_sum_exp {name}");
+                    first += length;
+                }
+            });
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "not one row")]
+fn documents_apart_that_do_not_fill_the_row_are_refused() {
+    run_documents(Shape { batch: 1, sequence: 5, heads: 1, kv_heads: 1, head_dim: 2 }, 1.0, Documents::Apart(&[2, 2]));
+}
