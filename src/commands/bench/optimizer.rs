@@ -116,6 +116,13 @@ fn open(choice: DeviceChoice) -> anyhow::Result<Device> {
     }
 }
 
+/// Seconds of one round: VRAdam's step, AdamW's, and what [`Memory::seconds`] measures.
+struct Round {
+    gated: f64,
+    plain: f64,
+    moved: Vec<f64>,
+}
+
 /// Measures and prints; `pairs` alternated pairs of steps.
 pub fn run(pairs: usize, choice: DeviceChoice, json: bool) -> anyhow::Result<Ending> {
     let device = open(choice)?;
@@ -137,22 +144,22 @@ pub fn run(pairs: usize, choice: DeviceChoice, json: bool) -> anyhow::Result<End
         optimizer.step(&mut store, &input, &mut NoSecondPass)?;
         anyhow::Ok(start.elapsed().as_secs_f64())
     };
-    let mut rounds = vec![];
+    let mut rounds: Vec<Round> = vec![];
     for round in 0..pairs + 1 {
         let gated = time(&mut vradam)?;
         let plain = time(&mut adamw)?;
         let moved = memory.seconds()?;
         // The first round touches the moments' pages for the first time, or loads the kernels.
         if round > 0 {
-            rounds.push((gated, plain, moved));
+            rounds.push(Round { gated, plain, moved });
         }
     }
-    let of = |number: &dyn Fn(&(f64, f64, Vec<f64>)) -> f64| median(rounds.iter().map(number).collect());
-    let (gated_s, plain_s, ratio) = (of(&|r| r.0), of(&|r| r.1), of(&|r| r.0 / r.1));
-    let (floor_s, over_floor) = (of(&|r| memory.floor(&r.2)), of(&|r| r.0 / memory.floor(&r.2)));
+    let of = |number: &dyn Fn(&Round) -> f64| median(rounds.iter().map(number).collect());
+    let (gated_s, plain_s, ratio) = (of(&|r| r.gated), of(&|r| r.plain), of(&|r| r.gated / r.plain));
+    let (floor_s, over_floor) = (of(&|r| memory.floor(&r.moved)), of(&|r| r.gated / memory.floor(&r.moved)));
     let reached = BYTES * layout.len() as f64 / gated_s / 1e9;
     let bandwidth = |(k, (name, bytes)): (usize, &(&'static str, f64))| {
-        (*name, bytes * layout.len() as f64 / of(&|r| r.2[k]) / 1e9)
+        (*name, bytes * layout.len() as f64 / of(&|r| r.moved[k]) / 1e9)
     };
     let bandwidths: Vec<(&str, f64)> = memory.measured().iter().enumerate().map(bandwidth).collect();
     let threads = rayon::current_num_threads();
