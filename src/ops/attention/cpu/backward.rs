@@ -1,10 +1,13 @@
 //! The backward pass: probabilities formed again block by block, all gradients of a head in one task.
 
-use super::parts::{Part, copy_rows, drop_probabilities, first_key, parts, precision, product, score_stride, split};
+use super::parts::{
+    Part, columns_from, copy_rows, drop_probabilities, first_key, parts, precision, product, rows_from, score_stride,
+    split,
+};
 use crate::ops::Into;
 use crate::ops::attention::{BLOCK, Documents, InputGradients, Saved, Shape};
 use crate::ops::parallel::{SharedRows, for_each_with_scratch};
-use crate::ops::product::{Operand, Precision, Size, Threads, multiply_in};
+use crate::ops::product::{Operand, Operand16, Precision, Size, Threads, multiply_in};
 use crate::ops::simd::{LANES, Level, aligned, dot, exp, kernel};
 use crate::ops::values::each_kind;
 
@@ -91,11 +94,17 @@ impl HeadTask<'_> {
         let (dv, scratch) = rest.split_at_mut(stride * head_dim);
         let [_, k, v] = self.inputs;
         let (row, column, size) = (self.b * sequence, self.kv * head_dim, (sequence, head_dim));
-        k.copy(level, row, column, 1.0, head_dim, &mut keys[..sequence * head_dim]);
-        k.transpose(level, (row, column), size, keys_transposed, stride);
-        v.transpose(level, (row, column), size, values_transposed, stride);
+        // bf16 is multiplied from where it stands.
+        let [stored_keys, stored_values] = [k, v].map(|part| part.bf16(row, column));
+        if stored_keys.is_none() {
+            k.copy(level, row, column, 1.0, head_dim, &mut keys[..sequence * head_dim]);
+            k.transpose(level, (row, column), size, keys_transposed, stride);
+        }
+        if stored_values.is_none() {
+            v.transpose(level, (row, column), size, values_transposed, stride);
+        }
 
-        let head = KeyHead { keys, keys_transposed, values_transposed };
+        let head = KeyHead { stored_keys, stored_values, keys, keys_transposed, values_transposed };
         let mut into = Into::Overwrite;
         if matches!(self.saved.pattern.documents, Documents::Packed(_)) {
             dk.fill(0.0);
@@ -147,15 +156,20 @@ impl HeadTask<'_> {
 
         let q = self.inputs[0];
         let (from_row, column, q_width) = (self.b * sequence + first, h * head_dim, heads * head_dim);
-        q.copy(level, from_row, column, self.scale, head_dim, queries);
+        let stored_queries = q.bf16(from_row, column);
+        if stored_queries.is_none() {
+            q.copy(level, from_row, column, 1.0, head_dim, queries);
+        }
         copy_rows(level, &self.dy[from_row * q_width + column..], q_width, 1.0, head_dim, dy);
         each_kind!(Values, self.saved.y, y => {
             row_dots(level, &y[from_row * q_width + column..], q_width, dy, head_dim, deltas);
         });
         let size = Size { m: rows, k: head_dim, n: columns };
-        let [queries, dy] = [&*queries, &*dy].map(|rows| Operand::row_major(rows, head_dim));
-        product(precision, size, queries, Operand::row_major(&head.keys_transposed[from_key..], stride), p, stride);
-        product(precision, size, dy, Operand::row_major(&head.values_transposed[from_key..], stride), ds, stride);
+        let (queries, dy) = (rows_from(stored_queries, queries, head_dim, 0), Operand::row_major(&*dy, head_dim));
+        let keys = columns_from(head.stored_keys, head.keys_transposed, stride, from_key);
+        let values = columns_from(head.stored_values, head.values_transposed, stride, from_key);
+        product(precision, size, queries, keys, self.scale, p, stride);
+        product(precision, size, dy, values, 1.0, ds, stride);
         let logs = &self.saved.log_sum_exp[(self.b * heads + h) * sequence + first..][..rows];
         let query = (self.b * heads + h) * sequence + first;
         let drop = |rows: &mut [f32]| {
@@ -169,21 +183,23 @@ impl HeadTask<'_> {
 
         let [p, ds] = [&*p, &*ds].map(|scores| Operand::row_major(scores, stride));
         let size = Size { m: rows, k: columns, n: head_dim };
-        let keys = Operand::row_major(&head.keys[from_key * head_dim..], head_dim);
-        multiply_in(precision, Threads::One, size, ds, keys, self.scale, dq, head_dim, Into::Overwrite);
+        let keys = rows_from(head.stored_keys, head.keys, head_dim, from_key);
+        product(precision, size, ds, keys, self.scale, dq, head_dim);
         for (row, dq) in dq.chunks_exact(head_dim).enumerate() {
             // SAFETY: this task alone has the rows of query head `h` in sequence `b`, and dq, dk, dv lie apart.
             unsafe { to.matrices[0].write(from_row + row, to.columns[0] + column, dq) };
         }
         let size = Size { m: columns, k: rows, n: head_dim };
         let [dk, dv] = [dk, dv].map(|gradient| &mut gradient[from_key * head_dim..]);
-        multiply_in(precision, Threads::One, size, ds.transposed(), queries, 1.0, dk, head_dim, into);
+        multiply_in(precision, Threads::One, size, ds.transposed(), queries, self.scale, dk, head_dim, into);
         multiply_in(precision, Threads::One, size, p.transposed(), dy, 1.0, dv, head_dim, into);
     }
 }
 
-/// Keys and values of one head, contiguous.
+/// Keys and values of one head: as they stand where that is in bf16, else contiguous.
 struct KeyHead<'a> {
+    stored_keys: Option<Operand16<'a>>,
+    stored_values: Option<Operand16<'a>>,
     /// [T, head_dim].
     keys: &'a [f32],
     /// [head_dim, T], rows of `score_stride`.

@@ -1,6 +1,8 @@
 //! The forward pass: blocks of query rows against all keys up to the diagonal.
 
-use super::parts::{drop_probabilities, first_key, parts, precision, product, score_stride, split};
+use super::parts::{
+    columns_from, drop_probabilities, first_key, parts, precision, product, rows_from, score_stride, split,
+};
 use super::scratch_len;
 use crate::ops::attention::{BLOCK, Documents, Inputs, Pattern, Shape};
 use crate::ops::parallel::{SharedRows, for_each_with_scratch};
@@ -50,8 +52,14 @@ pub fn forward<'a>(
         let kv_column = h / (heads / kv_heads) * head_dim;
         let (keys, rest) = scratch.split_at_mut(head_dim * stride);
         let (values, rest) = rest.split_at_mut(stride * head_dim);
-        k.transpose(level, (b * sequence, kv_column), (sequence, head_dim), keys, stride);
-        v.copy(level, b * sequence, kv_column, 1.0, head_dim, &mut values[..sequence * head_dim]);
+        // bf16 is multiplied from where it stands.
+        let [stored_keys, stored_values] = [k, v].map(|part| part.bf16(b * sequence, kv_column));
+        if stored_keys.is_none() {
+            k.transpose(level, (b * sequence, kv_column), (sequence, head_dim), keys, stride);
+        }
+        if stored_values.is_none() {
+            v.copy(level, b * sequence, kv_column, 1.0, head_dim, &mut values[..sequence * head_dim]);
+        }
         for first in (turn..blocks).step_by(turns).map(|block| block * BLOCK) {
             let rows = BLOCK.min(sequence - first);
             let places = documents.of(shape, b, first, rows);
@@ -62,18 +70,21 @@ pub fn forward<'a>(
             let [results, rest] = split(rest, BLOCK * head_dim, rows * head_dim);
             let [inverses, logs] = split(rest, BLOCK, rows);
 
-            q.copy(level, b * sequence + first, h * head_dim, scale, head_dim, queries);
+            let stored_queries = q.bf16(b * sequence + first, h * head_dim);
+            if stored_queries.is_none() {
+                q.copy(level, b * sequence + first, h * head_dim, 1.0, head_dim, queries);
+            }
+            let queries = rows_from(stored_queries, queries, head_dim, 0);
+            let keys = columns_from(stored_keys, keys, stride, from_key);
             let size = Size { m: rows, k: head_dim, n: columns };
-            let (queries, keys) =
-                (Operand::row_major(queries, head_dim), Operand::row_major(&keys[from_key..], stride));
-            product(precision, size, queries, keys, scores, stride);
+            product(precision, size, queries, keys, scale, scores, stride);
             softmax_rows(level, scores, stride, first - from_key, columns, places, inverses, logs);
             if let Some(mask) = dropout {
                 drop_probabilities(level, mask, head_index * sequence + first, from_key, columns, stride, scores);
             }
             let size = Size { m: rows, k: columns, n: head_dim };
-            let values = Operand::row_major(&values[from_key * head_dim..], head_dim);
-            product(precision, size, Operand::row_major(scores, stride), values, results, head_dim);
+            let values = rows_from(stored_values, values, head_dim, from_key);
+            product(precision, size, Operand::row_major(scores, stride), values, 1.0, results, head_dim);
             scale_rows(level, results, inverses);
             for (row, result) in results.chunks_exact(head_dim).enumerate() {
                 // SAFETY: this task alone has the rows first..first + rows of head h in sequence b.

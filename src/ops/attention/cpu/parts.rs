@@ -2,7 +2,7 @@
 
 use crate::ops::attention::{Inputs, Shape};
 use crate::ops::dropout::{self, Mask};
-use crate::ops::product::{Operand, Precision, Size, Threads, multiply_in};
+use crate::ops::product::{Matrix, Operand, Operand16, Precision, Size, Threads, multiply_in};
 use crate::ops::simd::{LANES, Level, kernel};
 use crate::ops::values::each_kind;
 use crate::ops::{Into, Values};
@@ -16,6 +16,14 @@ pub struct Part<'a> {
 }
 
 impl<'a> Part<'a> {
+    /// The rows from `row` on, of them the columns from `column` on, as they stand: for products in bf16, which pack them
+    /// from there.
+    pub fn bf16(&self, row: usize, column: usize) -> Option<Operand16<'a>> {
+        let Values::Bf16(data) = self.data else { return None };
+        let from = row * self.row_stride + self.column + column;
+        Some(Operand { data: &data[from..], row_stride: self.row_stride, column_stride: 1 })
+    }
+
     /// to [rows, width] = scale * the rows from `row` on, of them the columns from `column` on.
     pub fn copy(&self, level: Level, row: usize, column: usize, scale: f32, width: usize, to: &mut [f32]) {
         let from = row * self.row_stride + self.column + column;
@@ -95,9 +103,33 @@ pub fn split(buffer: &mut [f32], reserved: usize, used: usize) -> [&mut [f32]; 2
     [&mut first[..used], rest]
 }
 
-/// c = a b on this thread.
-pub fn product(precision: Precision, size: Size, a: Operand, b: Operand, c: &mut [f32], stride: usize) {
-    multiply_in(precision, Threads::One, size, a, b, 1.0, c, stride, Into::Overwrite);
+/// The rows of `direct` from `first` on, or those of `copied` [.., head_dim].
+pub fn rows_from<'a>(direct: Option<Operand16<'a>>, copied: &'a [f32], head_dim: usize, first: usize) -> Matrix<'a> {
+    match direct {
+        Some(rows) => Operand { data: &rows.data[first * rows.row_stride..], ..rows }.into(),
+        None => Operand::row_major(&copied[first * head_dim..], head_dim).into(),
+    }
+}
+
+/// As [`rows_from`], transposed: `copied` is [head_dim, ..] with rows of `stride`.
+pub fn columns_from<'a>(direct: Option<Operand16<'a>>, copied: &'a [f32], stride: usize, first: usize) -> Matrix<'a> {
+    match direct {
+        Some(_) => rows_from(direct, &[], 0, first).transposed(),
+        None => Operand::row_major(&copied[first..], stride).into(),
+    }
+}
+
+/// c = scale * a b on this thread.
+pub fn product<'a>(
+    precision: Precision,
+    size: Size,
+    a: impl std::convert::Into<Matrix<'a>>,
+    b: impl std::convert::Into<Matrix<'a>>,
+    scale: f32,
+    c: &mut [f32],
+    stride: usize,
+) {
+    multiply_in(precision, Threads::One, size, a, b, scale, c, stride, Into::Overwrite);
 }
 
 kernel! {
