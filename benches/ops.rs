@@ -192,7 +192,7 @@ impl Step {
             embedding::backward(&places, &x, width, Gradient::accumulate(&mut dtable)).expect("as before");
         });
         let head = Head { weight: (&weight).into(), vocabulary, width, precision: Precision::F32 };
-        let mut scratch = vec![0.0; cross_entropy::scratch_len(rows, vocabulary)];
+        let mut scratch = vec![0.0; cross_entropy::scratch_len(rows, vocabulary, width)];
         let (mut nll, mut dx) = (vec![0.0f64; rows], x.clone());
         let product = 2.0 * (rows * vocabulary * width) as f64;
         self.measure("cross_entropy forward alone", 0, product, || {

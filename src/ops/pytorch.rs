@@ -191,7 +191,7 @@ fn cross_entropy_gives_pytorchs_numbers() {
     let (mut nll, mut dx, mut dhead) = (vec![0.0; 5], vec![0.0; 20], vec![0.0; 44]);
     let (head, mut scratch) = (
         Head { weight: (&weight).into(), vocabulary: 11, width: 4, precision: Precision::F32 },
-        vec![0.0; cross_entropy::scratch_len(5, 11)],
+        vec![0.0; cross_entropy::scratch_len(5, 11, 4)],
     );
     let (labels, to_dhead) = (Labels::Given(&targets), Some(Gradient::overwrite(&mut dhead)));
     let loss = cross_entropy::forward_backward(&x, head, labels, &mut nll, &mut dx, to_dhead, &mut scratch);

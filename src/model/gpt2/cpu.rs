@@ -160,7 +160,7 @@ impl Buffers {
 /// The scratch that a training step needs.
 fn training_scratch_len(model: &Model, extent: Extent) -> usize {
     attention::scratch_len(model.attention(extent))
-        .max(cross_entropy::scratch_len(extent.tokens(), model.config.vocab_size))
+        .max(cross_entropy::scratch_len(extent.tokens(), model.config.vocab_size, model.config.n_embd))
         .max(layer_norm::scratch_len(extent.tokens(), model.config.n_embd))
 }
 
@@ -235,7 +235,8 @@ impl Gpt2Cpu {
         let extent = batch.extent();
         self.forward(weights, batch.inputs, extent, batch.documents, None, None)?;
         let Self { model, buffers, .. } = self;
-        buffers.fit_scratch(cross_entropy::scratch_len(extent.tokens(), model.config.vocab_size));
+        let config = &model.config;
+        buffers.fit_scratch(cross_entropy::scratch_len(extent.tokens(), config.vocab_size, config.n_embd));
         let Buffers { normed, nll, shared, .. } = buffers;
         let head = model.head(weights);
         let loss = timed(Part::Head, || cross_entropy::forward(normed, head, batch.targets, nll, &mut shared.scratch))?;

@@ -181,7 +181,7 @@ impl Buffers {
 /// The scratch that a training step needs.
 fn training_scratch_len(config: &LlamaConfig, extent: Extent) -> usize {
     attention::scratch_len(config.attention(extent))
-        .max(cross_entropy::scratch_len(extent.tokens(), config.vocab_size))
+        .max(cross_entropy::scratch_len(extent.tokens(), config.vocab_size, config.n_embd))
         .max(rms_norm::scratch_len(extent.tokens(), config.n_embd))
 }
 
@@ -276,7 +276,8 @@ impl LlamaCpu {
         let extent = batch.extent();
         self.forward(weights, batch.inputs, extent, batch.documents, None, &mut Past::None)?;
         let Self { model, buffers, .. } = self;
-        buffers.fit_scratch(cross_entropy::scratch_len(extent.tokens(), model.config.vocab_size));
+        let config = &model.config;
+        buffers.fit_scratch(cross_entropy::scratch_len(extent.tokens(), config.vocab_size, config.n_embd));
         let Buffers { normed, nll, shared, .. } = buffers;
         nll.resize(extent.tokens(), 0.0);
         let loss = timed(Part::Head, || {

@@ -7,6 +7,7 @@ use crate::ops::{Gradient, Into, Number};
 use crate::random::uniform;
 use half::bf16;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Rows of a chunk for a large vocabulary: enough work for the products' packing and for the pass over the head's
 /// gradient that each chunk costs.
@@ -21,15 +22,71 @@ fn logit_stride(vocabulary: usize) -> usize {
     vocabulary.next_multiple_of(LANES)
 }
 
-/// Rows of a chunk: chunks of nearly equal size, as few as the limits allow.
-fn rows_a_chunk(rows: usize, vocabulary: usize) -> usize {
-    let most = (CHUNK_LOGITS / logit_stride(vocabulary)).max(CHUNK_ROWS);
-    rows.div_ceil(rows.div_ceil(most).max(1))
+/// Rows of a chunk at most.
+fn most_rows(vocabulary: usize) -> usize {
+    (CHUNK_LOGITS / logit_stride(vocabulary)).max(CHUNK_ROWS)
 }
 
-/// Length of the scratch that [`forward`] and [`forward_backward`] need: the logits of one chunk.
-pub fn scratch_len(rows: usize, vocabulary: usize) -> usize {
-    rows_a_chunk(rows, vocabulary) * logit_stride(vocabulary) + LANES
+/// Rows of a chunk: chunks of nearly equal size, as few as the limits allow.
+fn rows_a_chunk(rows: usize, vocabulary: usize) -> usize {
+    rows.div_ceil(rows.div_ceil(most_rows(vocabulary)).max(1))
+}
+
+/// Length of the scratch that [`forward`] and [`forward_backward`] need, however many of the rows take part: the logits
+/// of the largest chunk, and its rows of x.
+pub fn scratch_len(rows: usize, vocabulary: usize, width: usize) -> usize {
+    rows.min(most_rows(vocabulary)) * (logit_stride(vocabulary) + width) + LANES
+}
+
+/// The rows that take part. Only they are multiplied: of a fine-tuning batch the prompts' rows are left out.
+struct Counted {
+    /// Their places, or nothing where all take part.
+    places: Option<Vec<usize>>,
+    count: usize,
+    /// Rows of a chunk.
+    chunk: usize,
+}
+
+impl Counted {
+    fn new(targets: &[u32], vocabulary: usize) -> Self {
+        let ignored = targets.iter().filter(|&&target| target == IGNORE).count();
+        let taking_part = |(place, &target): (usize, &u32)| (target != IGNORE).then_some(place);
+        let places = (ignored > 0).then(|| targets.iter().enumerate().filter_map(taking_part).collect());
+        let count = targets.len() - ignored;
+        Self { places, count, chunk: rows_a_chunk(count, vocabulary).max(1) }
+    }
+
+    fn chunks(&self) -> impl Iterator<Item = Range<usize>> {
+        let (count, chunk) = (self.count, self.chunk);
+        (0..count).step_by(chunk).map(move |first| first..count.min(first + chunk))
+    }
+
+    fn place(&self, row: usize) -> usize {
+        self.places.as_ref().map_or(row, |places| places[row])
+    }
+
+    /// Some of the rows of x [N, width] side by side: where they stand, or brought together in `to`.
+    fn gather<'a>(&self, rows: Range<usize>, x: &'a [f32], width: usize, to: &'a mut [f32]) -> &'a [f32] {
+        let Some(places) = &self.places else { return &x[rows.start * width..rows.end * width] };
+        let to = &mut to[..rows.len() * width];
+        for (to, place) in to.chunks_exact_mut(width).zip(&places[rows]) {
+            to.copy_from_slice(&x[place * width..][..width]);
+        }
+        to
+    }
+
+    /// Moves the first rows of [N, width], one for each that takes part, to their places; the others become zeros.
+    fn spread<T: Copy + Default>(&self, rows: &mut [T], width: usize) {
+        let Some(places) = &self.places else { return };
+        // From the last on: a row's place never lies before it.
+        let mut end = rows.len() / width;
+        for (row, &place) in places.iter().enumerate().rev() {
+            rows[(place + 1) * width..end * width].fill(T::default());
+            rows.copy_within(row * width..(row + 1) * width, place * width);
+            end = place;
+        }
+        rows[..end * width].fill(T::default());
+    }
 }
 
 /// Each row's negative log-likelihood into nll [N] (0 where the target is [`IGNORE`]), and their sum.
@@ -46,26 +103,20 @@ pub fn forward(
     let Head { vocabulary, width, .. } = head;
     check(x, head, targets, nll)?;
     let (level, stride) = (Level::current(), logit_stride(vocabulary));
-    let chunk = rows_a_chunk(targets.len(), vocabulary).max(1);
-    let scratch = aligned(scratch);
-    for ((x, targets), nll) in x.chunks(chunk * width).zip(targets.chunks(chunk)).zip(nll.chunks_mut(chunk)) {
-        let logits = &mut scratch[..targets.len() * stride];
-        if targets.iter().all(|&target| target == IGNORE) {
-            nll.fill(0.0);
-            continue;
-        }
-        form_logits(x, head, targets.len(), logits);
-        logits.par_chunks_exact(stride).zip(targets).zip(nll).for_each(|((row, &target), nll)| {
-            *nll = match target {
-                IGNORE => 0.0,
-                target => {
-                    let row = &row[..vocabulary];
-                    let (greatest, sum) = exp_sum(level, row);
-                    f64::from(greatest) + sum.ln() - f64::from(row[target as usize])
-                }
-            };
+    let counted = Counted::new(targets, vocabulary);
+    let (logits, gathered) = aligned(scratch).split_at_mut(counted.chunk * stride);
+    for rows in counted.chunks() {
+        let x = counted.gather(rows.clone(), x, width, gathered);
+        let logits = &mut logits[..rows.len() * stride];
+        form_logits(x, head, rows.len(), logits);
+        let numbers = logits.par_chunks_exact(stride).zip(rows.clone()).zip(&mut nll[rows]);
+        numbers.for_each(|((logits, row), nll)| {
+            let logits = &logits[..vocabulary];
+            let (greatest, sum) = exp_sum(level, logits);
+            *nll = f64::from(greatest) + sum.ln() - f64::from(logits[targets[counted.place(row)] as usize]);
         });
     }
+    counted.spread(nll, 1);
     Ok(total(targets, nll))
 }
 
@@ -96,45 +147,44 @@ pub fn forward_backward(
     let gradient_fits = dweight.as_ref().is_none_or(|dweight| dweight.data.len() >= vocabulary * width);
     assert!(gradient_fits, "cross-entropy: the head's gradient is shorter than [V, C]");
     let draws = sampled.is_some();
+    let counted = Counted::new(targets, vocabulary);
     if let Some(generator) = sampled {
         // `nll` carries each row's draw until its loss takes the place.
-        for (nll, _) in nll.iter_mut().zip(targets).filter(|(_, target)| **target != IGNORE) {
-            *nll = f64::from(uniform(generator));
-        }
+        nll[..counted.count].iter_mut().for_each(|nll| *nll = f64::from(uniform(generator)));
     }
     let (level, stride) = (Level::current(), logit_stride(vocabulary));
-    let chunk = rows_a_chunk(targets.len(), vocabulary).max(1);
-    let scratch = aligned(scratch);
-    let chunks = x.chunks(chunk * width).zip(dx.chunks_mut(chunk * width));
-    for ((x, dx), (targets, nll_rows)) in chunks.zip(targets.chunks(chunk).zip(nll.chunks_mut(chunk))) {
-        let rows = targets.len();
-        let logits = &mut scratch[..rows * stride];
-        form_logits(x, head, rows, logits);
-        logits.par_chunks_exact_mut(stride).zip(targets).zip(nll_rows).for_each(|((row, &target), nll)| {
-            let row = &mut row[..vocabulary];
-            *nll = match (target, draws) {
-                (IGNORE, _) => {
-                    row.fill(0.0);
-                    0.0
-                }
-                (_, true) => row_gradient(level, row, Label::Draw(*nll), precision),
-                (target, false) => row_gradient(level, row, Label::Target(target as usize), precision),
-            };
+    let logits = aligned(scratch);
+    for rows in counted.chunks() {
+        // x and dx of the chunk stand in the same place of `dx`, one after the other.
+        let dx = &mut dx[rows.start * width..rows.end * width];
+        let x = counted.gather(rows.clone(), x, width, &mut *dx);
+        let logits = &mut logits[..rows.len() * stride];
+        form_logits(x, head, rows.len(), logits);
+        let numbers = logits.par_chunks_exact_mut(stride).zip(rows.clone()).zip(&mut nll[rows.clone()]);
+        numbers.for_each(|((logits, row), nll)| {
+            let target = targets[counted.place(row)] as usize;
+            let label = if draws { Label::Draw(*nll) } else { Label::Target(target) };
+            *nll = row_gradient(level, &mut logits[..vocabulary], label, precision);
         });
         let slopes = match precision {
             Precision::F32 => Matrix::F32(Operand::row_major(logits, stride)),
             Precision::Bf16 => Matrix::Bf16(Operand::row_major(bytemuck::cast_slice(logits), 2 * stride)),
         };
-        let size = Size { m: rows, k: vocabulary, n: width };
-        multiply_in(precision, Threads::All, size, slopes, weight.row_major(width), 1.0, dx, width, Into::Overwrite);
         if let Some(dweight) = &mut dweight {
-            let size = Size { m: vocabulary, k: rows, n: width };
+            let size = Size { m: vocabulary, k: rows.len(), n: width };
             let x = Operand::row_major(x, width);
             let (slopes, into) = (slopes.transposed(), dweight.into);
             multiply_in(precision, Threads::All, size, slopes, x, 1.0, dweight.data, width, into);
             dweight.into = Into::Accumulate;
         }
+        let size = Size { m: rows.len(), k: vocabulary, n: width };
+        multiply_in(precision, Threads::All, size, slopes, weight.row_major(width), 1.0, dx, width, Into::Overwrite);
     }
+    if let (0, Some(Gradient { data, into: Into::Overwrite })) = (counted.count, dweight) {
+        data[..vocabulary * width].fill(0.0);
+    }
+    counted.spread(nll, 1);
+    counted.spread(dx, width);
     Ok(total(targets, nll))
 }
 

@@ -21,7 +21,7 @@ fn problem(rows: usize, vocabulary: usize, width: usize) -> (Vec<f32>, Vec<f32>,
 fn run(rows: usize, vocabulary: usize, width: usize, into: Into) -> (Loss, Vec<f64>, [Vec<f32>; 2]) {
     let (x, weight, targets) = problem(rows, vocabulary, width);
     let head = f32_head(&weight, vocabulary, width);
-    let mut scratch = vec![f32::NAN; scratch_len(rows, vocabulary)];
+    let mut scratch = vec![f32::NAN; scratch_len(rows, vocabulary, width)];
     let (mut nll, mut dx, mut dhead) = (vec![7.0; rows], vec![7.0; x.len()], vec![0.5; weight.len()]);
     let gradient = Some(Gradient { data: &mut dhead, into });
     let labels = Labels::Given(&targets);
@@ -50,11 +50,51 @@ fn losses_and_gradients_match_the_reference_for_any_vocabulary_and_several_chunk
             }
             let mut forward_nll = vec![7.0; rows];
             let head = f32_head(&weight, vocabulary, width);
-            let mut scratch = vec![f32::NAN; scratch_len(rows, vocabulary)];
+            let mut scratch = vec![f32::NAN; scratch_len(rows, vocabulary, width)];
             let loss = forward(&x, head, &targets, &mut forward_nll, &mut scratch).expect("good targets");
             let (with_gradients, nll_out, _) = run(rows, vocabulary, width, Into::Overwrite);
             assert_eq!((loss, forward_nll), (with_gradients, nll_out), "{what}: the two passes differ");
         });
+    }
+}
+
+/// The places of the targets that take part: few and scattered, in runs as a conversation's, one at an end, none.
+fn masks(rows: usize) -> [Vec<usize>; 5] {
+    let run = |row: &usize| row / 37 % 3 == 1;
+    [(0..rows).filter(|row| row % 11 == 5).collect(), (0..rows).filter(run).collect(), vec![0], vec![rows - 1], vec![]]
+}
+
+#[test]
+fn rows_that_take_no_part_have_no_gradient_and_change_none_whatever_stands_in_them() {
+    // Two chunks and more of the rows that take part, where half of them do.
+    let (rows, vocabulary, width) = (2_600, 2_100, 6);
+    let (x, weight, _) = problem(rows, vocabulary, width);
+    let head = f32_head(&weight, vocabulary, width);
+    for places in masks(rows) {
+        let (mut x, mut targets) = (x.clone(), vec![IGNORE; rows]);
+        places.iter().for_each(|&row| targets[row] = (row * 31 % vocabulary) as u32);
+        let (nll, dx, dhead) = reference::forward_backward(&to_f64(&x), &to_f64(&weight), width, &targets);
+        for row in (0..rows).filter(|row| !places.contains(row)) {
+            x[row * width..][..width].fill(f32::NAN);
+        }
+        for (into, base) in [(Into::Overwrite, 0.0), (Into::Accumulate, 0.5)] {
+            let mut scratch = vec![f32::NAN; scratch_len(rows, vocabulary, width)];
+            let (mut nll_out, mut dx_out, mut dhead_out) =
+                (vec![7.0; rows], vec![7.0; x.len()], vec![0.5; weight.len()]);
+            let gradient = Some(Gradient { data: &mut dhead_out, into });
+            let labels = Labels::Given(&targets);
+            let loss = forward_backward(&x, head, labels, &mut nll_out, &mut dx_out, gradient, &mut scratch);
+            let loss = loss.expect("good targets");
+            assert_eq!(loss.count, places.len());
+            assert!(nll_out.iter().zip(&nll).all(|(a, e)| (a - e).abs() < 4e-6), "{} rows", places.len());
+            let shifted: Vec<f64> = dhead.iter().map(|v| v + base).collect();
+            assert_close("dx", &dx_out, &dx, 2e-6);
+            // Sums over up to 861 rows, in f32.
+            assert_close("dhead", &dhead_out, &shifted, 1e-5);
+            let mut forward_nll = vec![7.0; rows];
+            let alone = forward(&x, head, &targets, &mut forward_nll, &mut scratch).expect("good targets");
+            assert_eq!((alone, forward_nll), (loss, nll_out), "{} rows: the two passes differ", places.len());
+        }
     }
 }
 
@@ -66,7 +106,7 @@ fn rows_of_a_padded_vocabulary_take_no_part() {
     let (nll, ..) = reference::forward_backward(&to_f64(&x), &to_f64(&weight[..15]), 3, &targets);
     let head = f32_head(&weight, 5, 3);
     let (mut nll_out, mut dx, mut dhead) = (vec![0.0; 4], vec![0.0; 12], vec![0.5; 18]);
-    let (labels, mut scratch) = (Labels::Given(&targets), vec![0.0; scratch_len(4, 5)]);
+    let (labels, mut scratch) = (Labels::Given(&targets), vec![0.0; scratch_len(4, 5, 3)]);
     let gradient = Some(Gradient::overwrite(&mut dhead));
     forward_backward(&x, head, labels, &mut nll_out, &mut dx, gradient, &mut scratch).expect("good targets");
     assert!(nll_out.iter().zip(&nll).all(|(a, e)| (a - e).abs() < 1e-6));
@@ -76,7 +116,7 @@ fn rows_of_a_padded_vocabulary_take_no_part() {
 #[test]
 fn a_target_outside_the_vocabulary_is_an_error_and_nothing_is_written() {
     let head = f32_head(&[0.0; 6], 3, 2);
-    let (mut nll, mut dx, mut scratch) = ([7.0; 2], [7.0; 4], vec![0.0; scratch_len(2, 3)]);
+    let (mut nll, mut dx, mut scratch) = ([7.0; 2], [7.0; 4], vec![0.0; scratch_len(2, 3, 2)]);
     let error = TargetError { place: 1, target: 3, vocabulary: 3 };
     assert_eq!(forward(&[0.0; 4], head, &[IGNORE, 3], &mut nll, &mut scratch), Err(error));
     let labels = Labels::Given(&[IGNORE, 3]);
@@ -87,7 +127,7 @@ fn a_target_outside_the_vocabulary_is_an_error_and_nothing_is_written() {
 #[test]
 fn great_logits_keep_the_loss_finite_and_nan_is_seen() {
     let head = f32_head(&[1.0, -1.0, 0.5], 3, 1);
-    let (mut nll, mut scratch) = ([0.0; 3], vec![0.0; scratch_len(3, 3)]);
+    let (mut nll, mut scratch) = ([0.0; 3], vec![0.0; scratch_len(3, 3, 1)]);
     let loss = forward(&[1e4, -1e4, f32::NAN], head, &[0, 0, 0], &mut nll, &mut scratch).expect("good targets");
     assert_eq!(nll[..2], [0.0, 2e4]);
     assert!(nll[2].is_nan() && loss.sum.is_nan());
@@ -104,7 +144,7 @@ fn sampled_labels_follow_the_softmax_and_the_generator_alone() {
     let run = || {
         let mut stream = generator(5, Stream::SampledLabels);
         let (mut nll, mut dx, mut dhead) = (vec![0.0; ROWS], vec![0.0; ROWS], vec![0.0; 3]);
-        let mut scratch = vec![0.0; scratch_len(ROWS, 3)];
+        let mut scratch = vec![0.0; scratch_len(ROWS, 3, 1)];
         let labels = Labels::Sampled { mask: &mask, generator: &mut stream };
         let gradient = Some(Gradient::overwrite(&mut dhead));
         let loss = forward_backward(&x, head, labels, &mut nll, &mut dx, gradient, &mut scratch).expect("no targets");
@@ -172,7 +212,7 @@ fn in_bf16_the_loss_is_that_of_rounded_operands_and_the_gradients_round_only_the
     let (exact, ..) = reference::forward_backward(&to_f64(&x), &to_f64(&weight), width, &targets);
     for weight in [weight[..].into(), stored[..].into()] {
         let head = Head { weight, vocabulary, width, precision: Precision::Bf16 };
-        let (mut nll_out, mut scratch) = (vec![7.0; rows], vec![f32::NAN; scratch_len(rows, vocabulary)]);
+        let (mut nll_out, mut scratch) = (vec![7.0; rows], vec![f32::NAN; scratch_len(rows, vocabulary, width)]);
         let (mut dx_out, mut dhead_out) = (vec![7.0; x.len()], vec![7.0; weight.len()]);
         let (labels, gradient) = (Labels::Given(&targets), Some(Gradient::overwrite(&mut dhead_out)));
         let loss = forward_backward(&x, head, labels, &mut nll_out, &mut dx_out, gradient, &mut scratch);
