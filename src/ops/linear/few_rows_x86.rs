@@ -48,24 +48,42 @@ pub(super) unsafe fn dots<N: Load>(x: &[f32], lines: [&[N]; TILE], width: usize,
             }
         }
     };
+    // The first tile asks memory for the lines to come; the others find these in the first-level cache.
+    let mut ahead = AHEAD * width;
     while rows.len() >= TILE {
         let four = [(); TILE].map(|()| rows.next().unwrap_or_default());
         // SAFETY: every row and every line has `width` numbers.
-        write(&unsafe { tile(four, lines, width) });
+        write(&unsafe { tile(four, lines, width, ahead) });
+        ahead = 0;
     }
     for row in rows {
         // SAFETY: as above.
-        write(&unsafe { tile([row], lines, width) });
+        write(&unsafe { tile([row], lines, width, ahead) });
+        ahead = 0;
     }
 }
+
+/// How many lines ahead memory is asked for them. A line is too short for the processor's own prefetcher to get going.
+const AHEAD: usize = 2 * TILE;
 
 /// # Safety
 /// The processor has AVX-512 (F, BW, VL); rows and lines have `width` numbers.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn tile<const R: usize, N: Load>(x: [&[f32]; R], lines: [&[N]; TILE], width: usize) -> [[f32; TILE]; R] {
+unsafe fn tile<const R: usize, N: Load>(
+    x: [&[f32]; R],
+    lines: [&[N]; TILE],
+    width: usize,
+    ahead: usize,
+) -> [[f32; TILE]; R] {
     let mut sums = [[_mm512_setzero_ps(); TILE]; R];
     for place in (0..width).step_by(LANES) {
+        if ahead > 0 {
+            for line in lines {
+                // A prefetch of any address is harmless, so that the last lines may look beyond the weight.
+                _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(place + ahead).cast());
+            }
+        }
         let mask = (0xffff_ffffu32 >> (32 - (width - place).min(LANES))) as u16;
         // SAFETY: the mask ends where rows and lines do.
         let lines = lines.map(|line| unsafe { N::load(line.as_ptr().add(place), mask) });
