@@ -84,6 +84,17 @@ fn a_missing_file_a_typo_and_a_conflict_are_config_errors() {
 }
 
 #[test]
+#[cfg(not(feature = "cuda"))]
+fn a_card_is_refused_by_a_build_that_has_no_use_for_one() {
+    let case = Case::new();
+    let words = ["built without CUDA", "--features cuda"];
+    refuses(&mut case.pretrain(&["train.device=cuda:0"]), &case.run_folder(), 2, &["train.device", words[0], words[1]]);
+    let mut bench = vrtrain();
+    bench.args(["bench", "optimizer", "--device", "cuda:0"]);
+    refuses(&mut bench, &case.run_folder(), 2, &["--device", words[0], words[1]]);
+}
+
+#[test]
 fn torn_empty_and_foreign_data_are_named() {
     let case = Case::new();
     let folder = case.run_folder();

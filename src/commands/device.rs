@@ -6,29 +6,35 @@ use candle_core::Device;
 
 /// Opens the device that the config names and writes down which one it became and why.
 pub fn choose(config: &mut RunConfig, reasons: &mut Vec<String>) -> Result<Device> {
-    let built = cfg!(feature = "cuda");
-    let (device, choice, reason) = match config.train.device {
-        DeviceChoice::Cpu => (Device::Cpu, DeviceChoice::Cpu, "cpu (as asked)".to_owned()),
-        DeviceChoice::Auto if !built => (Device::Cpu, DeviceChoice::Cpu, "cpu (built without CUDA)".into()),
-        DeviceChoice::Auto => match open(0) {
-            Ok(device) => (device, DeviceChoice::Cuda(0), "cuda:0 (found)".into()),
-            Err(why) => (Device::Cpu, DeviceChoice::Cpu, format!("cpu ({why})")),
-        },
-        DeviceChoice::Cuda(_) if !built => {
-            let message = "this vrtrain is built without CUDA: build it with --features cuda, or use \"cpu\"";
-            return Err(config.settings.0.error("train.device", message).into());
-        }
-        DeviceChoice::Cuda(ordinal) => match open(ordinal) {
-            Ok(device) => (device, DeviceChoice::Cuda(ordinal), format!("cuda:{ordinal} (as asked)")),
-            Err(why) => {
-                let message = format!("{why}; `nvidia-smi` lists the cards, and \"cpu\" needs none");
-                return Err(config.settings.0.error("train.device", message).into());
-            }
-        },
-    };
+    let (device, choice, reason) =
+        resolve(config.train.device).map_err(|why| config.settings.0.error("train.device", why))?;
     config.train.device = choice;
     reasons.push(format!("device     {reason}"));
     Ok(device)
+}
+
+/// The device that `choice` asks for, which one it became, and why in words.
+///
+/// # Errors
+/// When a card was asked for and there is none, or this build has no use for one: what to do about it.
+pub fn resolve(choice: DeviceChoice) -> Result<(Device, DeviceChoice, String), String> {
+    let cpu = |why: String| Ok((Device::Cpu, DeviceChoice::Cpu, format!("cpu ({why})")));
+    let built = cfg!(feature = "cuda");
+    match choice {
+        DeviceChoice::Cpu => cpu("as asked".into()),
+        DeviceChoice::Auto if !built => cpu("built without CUDA".into()),
+        DeviceChoice::Auto => match open(0) {
+            Ok(device) => Ok((device, DeviceChoice::Cuda(0), "cuda:0 (found)".into())),
+            Err(why) => cpu(why),
+        },
+        DeviceChoice::Cuda(_) if !built => {
+            Err("this vrtrain is built without CUDA: build it with --features cuda, or use \"cpu\"".into())
+        }
+        DeviceChoice::Cuda(ordinal) => match open(ordinal) {
+            Ok(device) => Ok((device, choice, format!("cuda:{ordinal} (as asked)"))),
+            Err(why) => Err(format!("{why}; `nvidia-smi` lists the cards, and \"cpu\" needs none")),
+        },
+    }
 }
 
 /// The card, or why it does not open, on one line.

@@ -2,8 +2,10 @@
 
 use super::gpt2::Gpt2Cpu;
 use super::llama::LlamaCpu;
+use super::prompts::passes;
 use super::{KeyValueCache, ModelShape, Prompt};
 use crate::config::Recompute;
+use crate::ops::linear::FEW_ROWS;
 use crate::ops::product::Precision;
 use crate::params::{Layout, Weights};
 use anyhow::Result;
@@ -41,6 +43,14 @@ impl Decoder {
         }
     }
 
+    /// C.
+    fn width(&self) -> usize {
+        match self {
+            Self::Gpt2(model) => model.config().n_embd,
+            Self::Llama(model) => model.config().n_embd,
+        }
+    }
+
     /// The longest sequence.
     pub fn n_positions(&self) -> usize {
         match self {
@@ -72,11 +82,36 @@ impl Decoder {
         logits: &mut [f32],
     ) -> Result<()> {
         let weights = weights.into();
+        let (width, vocabulary) = (self.width(), self.vocab_size());
         // Inside the pool: an operation called from outside would wake it up each time.
-        rayon::scope(|_| match self {
-            Self::Gpt2(model) => model.prefill(weights, cache, prompts, logits),
-            Self::Llama(model) => model.prefill(weights, cache, prompts, logits),
+        rayon::scope(|_| {
+            for prompt in prompts {
+                cache.restart(prompt.sequence, prompt.tokens.len())?;
+            }
+            let mut last = vec![0.0; prompts.len() * width];
+            for pass in passes(prompts, |few, many| self.rows_keep_their_bits(few, many)) {
+                let normed = match self {
+                    Self::Gpt2(model) => model.read(weights, cache, &pass)?,
+                    Self::Llama(model) => model.read(weights, cache, &pass)?,
+                };
+                pass.last_rows(normed, width, &mut last);
+            }
+            // As many rows at a time as the head's bits do not depend on.
+            for (last, logits) in last.chunks(FEW_ROWS * width).zip(logits.chunks_mut(FEW_ROWS * vocabulary)) {
+                match self {
+                    Self::Gpt2(model) => model.head_logits(weights, last, logits),
+                    Self::Llama(model) => model.head_logits(weights, last, logits),
+                }
+            }
+            Ok(())
         })
+    }
+
+    fn rows_keep_their_bits(&self, few: usize, many: usize) -> bool {
+        match self {
+            Self::Gpt2(model) => model.rows_keep_their_bits(few, many),
+            Self::Llama(model) => model.rows_keep_their_bits(few, many),
+        }
     }
 
     /// Appends one token to every sequence and gives the logits [B, V] of what follows.

@@ -18,6 +18,8 @@ mod reading;
 mod shape;
 mod stored;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod together_tests;
 mod twin;
 pub mod weights;

@@ -1,51 +1,18 @@
 //! Both models reading prompts together: not a bit differs from what each prompt has alone.
 
-use super::{Decoder, KeyValueCache, ModelShape, Prompt};
+use super::testing::{Small, decoder};
+use super::{Decoder, KeyValueCache, Prompt};
 use crate::ops::product::Precision;
-use crate::params::{Layout, ParameterStore, Weights};
-use crate::random::{Stream, below, generator};
+use crate::params::Weights;
 use anyhow::Result;
-use candle_core::Device;
-use serde_json::json;
-use std::sync::Arc;
 
 /// On both sides of where the products' kernels change: at 32 rows, and in f32 at more, layer by layer.
 const LENGTHS: [usize; 12] = [64, 1, 300, 7, 33, 2, 100, 31, 32, 40, 300, 33];
 const CONTEXT: usize = 310;
 const VOCABULARY: usize = 211;
-
-/// A model of each architecture, wide enough for every kernel.
-fn shapes() -> [ModelShape; 2] {
-    let gpt2 = json!({
-        "n_embd": 264, "n_head": 4, "n_layer": 2, "n_inner": 700, "n_positions": CONTEXT, "vocab_size": VOCABULARY
-    });
-    let llama = json!({
-        "model_type": "llama", "hidden_size": 264, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "num_hidden_layers": 2, "intermediate_size": 700, "vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT
-    });
-    [gpt2, llama].map(|config| ModelShape::from_hugging_face(&config).expect("a model's config"))
-}
-
-/// The model's weights, and a decoder for them.
-fn model(shape: &ModelShape, precision: Precision) -> Result<(ParameterStore, Decoder)> {
-    let layout = Arc::new(Layout::new(shape.parameter_specs()));
-    let mut store = ParameterStore::new(Arc::clone(&layout), &Device::Cpu)?;
-    let mut weights = vec![0.0; layout.len()];
-    shape.initialize(&layout, 3, &mut weights);
-    // Large enough that every layer matters.
-    weights.iter_mut().for_each(|weight| *weight *= 3.0);
-    store.set_weights(weights)?;
-    if precision == Precision::Bf16 {
-        store.keep_rounded()?;
-    }
-    Ok((store, Decoder::with_precision(shape, &layout, precision)))
-}
-
-fn prompts() -> Vec<Vec<u32>> {
-    let mut random = generator(5, Stream::Generate);
-    let mut ids = |length| (0..length).map(|_| below(&mut random, VOCABULARY as u64) as u32).collect();
-    LENGTHS.iter().map(|&length| ids(length)).collect()
-}
+/// Wide enough for every kernel.
+const MODEL: Small = Small { width: 264, heads: 4, inner: 700, context: CONTEXT, vocabulary: VOCABULARY };
+const FACTOR: f32 = 3.0;
 
 /// Logits of what follows the prompts, and of what follows two more tokens, which see every key and value kept.
 fn logits(
@@ -69,11 +36,11 @@ fn logits(
 
 #[test]
 fn prompts_read_together_have_the_logits_keys_and_values_that_each_has_alone_in_any_order() -> Result<()> {
-    let prompts = prompts();
+    let prompts = MODEL.prompts(&LENGTHS);
     for (shape, precision) in
-        shapes().into_iter().flat_map(|shape| [Precision::F32, Precision::Bf16].map(|p| (shape.clone(), p)))
+        MODEL.shapes().into_iter().flat_map(|shape| [Precision::F32, Precision::Bf16].map(|p| (shape.clone(), p)))
     {
-        let (store, mut decoder) = model(&shape, precision)?;
+        let (store, mut decoder) = decoder(&shape, precision, FACTOR)?;
         store.read(|weights| -> Result<()> {
             let alone: Vec<Vec<f32>> = prompts
                 .iter()
@@ -101,8 +68,8 @@ fn prompts_read_together_have_the_logits_keys_and_values_that_each_has_alone_in_
 
 #[test]
 fn more_prompts_than_the_head_takes_at_once_are_read_as_each_alone() -> Result<()> {
-    let prompts = prompts();
-    let (store, mut decoder) = model(&shapes()[1], Precision::F32)?;
+    let prompts = MODEL.prompts(&LENGTHS);
+    let (store, mut decoder) = decoder(&MODEL.shapes()[1], Precision::F32, FACTOR)?;
     store.read(|weights| -> Result<()> {
         let mut read = |places: &[usize]| -> Result<Vec<f32>> {
             let mut cache = decoder.cache(places.len(), CONTEXT);
@@ -123,8 +90,8 @@ fn more_prompts_than_the_head_takes_at_once_are_read_as_each_alone() -> Result<(
 
 #[test]
 fn an_empty_prompt_and_one_that_is_too_long_are_refused_among_others() -> Result<()> {
-    for shape in shapes() {
-        let (store, mut decoder) = model(&shape, Precision::F32)?;
+    for shape in MODEL.shapes() {
+        let (store, mut decoder) = decoder(&shape, Precision::F32, FACTOR)?;
         let mut refusal = |tokens: &[u32]| -> Result<String> {
             let mut cache = decoder.cache(2, 50);
             let list = [Prompt { sequence: 0, tokens: &[1, 2] }, Prompt { sequence: 1, tokens }];

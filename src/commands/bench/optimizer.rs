@@ -7,7 +7,7 @@
 //! exceed.
 
 use super::super::{Ending, device, print_json};
-use crate::config::DeviceChoice;
+use crate::config::{ConfigError, DeviceChoice};
 use crate::optim::{CardCopy, NoSecondPass, Optimizer, OptimizerConfig, StepInput};
 use crate::params::{Layout, ParameterSpec, ParameterStore};
 use candle_core::{Device, Tensor};
@@ -106,16 +106,6 @@ impl Memory {
     }
 }
 
-/// The device that `choice` names; a card that was asked for and does not open is an error.
-fn open(choice: DeviceChoice) -> anyhow::Result<Device> {
-    match choice {
-        DeviceChoice::Cpu => Ok(Device::Cpu),
-        DeviceChoice::Auto if !cfg!(feature = "cuda") => Ok(Device::Cpu),
-        DeviceChoice::Auto => Ok(device::open(0).unwrap_or(Device::Cpu)),
-        DeviceChoice::Cuda(ordinal) => device::open(ordinal).map_err(anyhow::Error::msg),
-    }
-}
-
 /// Seconds of one round: VRAdam's step, AdamW's, and what [`Memory::seconds`] measures.
 struct Round {
     gated: f64,
@@ -125,7 +115,7 @@ struct Round {
 
 /// Measures and prints; `pairs` alternated pairs of steps.
 pub fn run(pairs: usize, choice: DeviceChoice, json: bool) -> anyhow::Result<Ending> {
-    let device = open(choice)?;
+    let (device, ..) = device::resolve(choice).map_err(|why| ConfigError::flag("--device", why))?;
     let spec = |name: &str, len, decays| ParameterSpec { name: name.into(), shape: vec![len], decays };
     let layout = Arc::new(Layout::new(vec![spec("decayed", DECAYED, true), spec("plain", PLAIN, false)]));
     let mut store = ParameterStore::new(layout.clone(), &device)?;

@@ -3,46 +3,23 @@
 use super::*;
 use crate::generate::SamplingOptions;
 use crate::model::ModelShape;
+use crate::model::testing::{Small, decoder};
 use crate::ops::product::Precision;
-use crate::params::{Layout, ParameterStore};
-use crate::random::{Stream, below, generator};
-use candle_core::Device;
-use serde_json::json;
+use crate::params::ParameterStore;
 use std::cell::RefCell;
-use std::sync::Arc;
 
 const LENGTHS: [usize; 10] = [64, 1, 300, 7, 33, 2, 100, 31, 32, 33];
 const CONTEXT: usize = 310;
 const VOCABULARY: usize = 151;
 
-fn shapes() -> [ModelShape; 2] {
-    let gpt2 = json!({
-        "n_embd": 132, "n_head": 2, "n_layer": 2, "n_inner": 280, "n_positions": CONTEXT, "vocab_size": VOCABULARY
-    });
-    let llama = json!({
-        "model_type": "llama", "hidden_size": 132, "num_attention_heads": 2, "num_key_value_heads": 1,
-        "num_hidden_layers": 2, "intermediate_size": 280, "vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT
-    });
-    [gpt2, llama].map(|config| ModelShape::from_hugging_face(&config).expect("a model's config"))
-}
+const MODEL: Small = Small { width: 132, heads: 2, inner: 280, context: CONTEXT, vocabulary: VOCABULARY };
 
 fn model(shape: &ModelShape, precision: Precision) -> Result<(ParameterStore, Decoder)> {
-    let layout = Arc::new(Layout::new(shape.parameter_specs()));
-    let mut store = ParameterStore::new(Arc::clone(&layout), &Device::Cpu)?;
-    let mut weights = vec![0.0; layout.len()];
-    shape.initialize(&layout, 3, &mut weights);
-    weights.iter_mut().for_each(|weight| *weight *= 4.0);
-    store.set_weights(weights)?;
-    if precision == Precision::Bf16 {
-        store.keep_rounded()?;
-    }
-    Ok((store, Decoder::with_precision(shape, &layout, precision)))
+    decoder(shape, precision, 4.0)
 }
 
 fn prompts() -> Vec<Vec<u32>> {
-    let mut random = generator(5, Stream::Generate);
-    let mut ids = |length| (0..length).map(|_| below(&mut random, VOCABULARY as u64) as u32).collect();
-    LENGTHS.iter().map(|&length| ids(length)).collect()
+    MODEL.prompts(&LENGTHS)
 }
 
 /// Each prompt's completion, and the bits of all logits that it was chosen from. Each prompt has a sampler of its own.
@@ -88,7 +65,7 @@ fn completions_do_not_depend_on_other_prompts_nor_on_the_number_of_places() -> R
     let ends: Vec<u32> = (0..VOCABULARY as u32).step_by(3).collect();
     let limits = Limits { max_new_tokens: 12, end_of_text: &ends };
     for (shape, precision) in
-        shapes().into_iter().flat_map(|shape| [Precision::F32, Precision::Bf16].map(|p| (shape.clone(), p)))
+        MODEL.shapes().into_iter().flat_map(|shape| [Precision::F32, Precision::Bf16].map(|p| (shape.clone(), p)))
     {
         let (store, mut decoder) = model(&shape, precision)?;
         store.read(|weights| -> Result<()> {
@@ -120,7 +97,7 @@ fn completions_do_not_depend_on_other_prompts_nor_on_the_number_of_places() -> R
 
 #[test]
 fn without_new_tokens_every_prompt_ends_empty_in_its_turn() -> Result<()> {
-    let (store, mut decoder) = model(&shapes()[0], Precision::F32)?;
+    let (store, mut decoder) = model(&MODEL.shapes()[0], Precision::F32)?;
     let limits = Limits { max_new_tokens: 0, end_of_text: &[] };
     let ended = RefCell::new(Vec::new());
     store.read(|weights| {
@@ -145,7 +122,7 @@ fn without_new_tokens_every_prompt_ends_empty_in_its_turn() -> Result<()> {
 
 #[test]
 fn one_sampler_for_all_draws_in_the_order_of_the_prompts_and_a_full_context_ends_a_text() -> Result<()> {
-    let (store, mut decoder) = model(&shapes()[1], Precision::F32)?;
+    let (store, mut decoder) = model(&MODEL.shapes()[1], Precision::F32)?;
     let prompts = prompts();
     let chosen = RefCell::new(Vec::new());
     // As many as fit behind the longest, then one: after the context's last token one more can be chosen.
@@ -181,7 +158,7 @@ fn one_sampler_for_all_draws_in_the_order_of_the_prompts_and_a_full_context_ends
 
 #[test]
 fn bad_prompts_are_refused_before_anything_is_written() -> Result<()> {
-    let (store, mut decoder) = model(&shapes()[1], Precision::F32)?;
+    let (store, mut decoder) = model(&MODEL.shapes()[1], Precision::F32)?;
     let mut sampler = Sampler::new(SamplingOptions::GREEDY, VOCABULARY, 0)?;
     let limits = Limits { max_new_tokens: 3, end_of_text: &[] };
     for (bad, message) in [

@@ -3,9 +3,8 @@
 use super::Gpt2Cpu;
 use crate::model::cache::KeyValueCache;
 use crate::model::extent::Extent;
-use crate::model::prompts::{Fill, Prompt, passes};
+use crate::model::prompts::{Fill, Pass};
 use crate::ops::attention::Documents;
-use crate::ops::linear::FEW_ROWS;
 use crate::ops::{activation, attention, embedding, linear};
 use crate::params::Weights;
 use anyhow::Result;
@@ -45,30 +44,23 @@ impl Gpt2Cpu {
         KeyValueCache::new(config.n_layer, batch, capacity.min(config.n_positions), config.n_embd)
     }
 
-    /// As [`crate::model::Decoder::prefill`].
-    pub fn prefill(
+    /// Reads the prompts of a pass into the cache and gives the final norm's output [R, C].
+    pub(in crate::model) fn read(
         &mut self,
         weights: Weights,
         cache: &mut KeyValueCache,
-        prompts: &[Prompt],
-        logits: &mut [f32],
-    ) -> Result<()> {
-        let (width, vocabulary) = (self.model.config.n_embd, self.model.config.vocab_size);
-        for prompt in prompts {
-            cache.restart(prompt.sequence, prompt.tokens.len())?;
-        }
-        let mut last = vec![0.0; prompts.len() * width];
-        for pass in passes(prompts, |few, many| self.model.rows_keep_their_bits(few, many)) {
-            let (tokens, lengths) = (pass.tokens(), pass.lengths());
-            let extent = Extent { rows: 1, time: tokens.len() };
-            let fill = Fill { cache: &mut *cache, prompts: &pass.prompts };
-            self.forward(weights, &tokens, extent, Documents::Apart(&lengths), None, Some(fill))?;
-            pass.last_rows(self.normed(), width, &mut last);
-        }
-        for (last, logits) in last.chunks(FEW_ROWS * width).zip(logits.chunks_mut(FEW_ROWS * vocabulary)) {
-            self.head_logits(weights, last, logits);
-        }
-        Ok(())
+        pass: &Pass,
+    ) -> Result<&[f32]> {
+        let (tokens, lengths) = (pass.tokens(), pass.lengths());
+        let extent = Extent { rows: 1, time: tokens.len() };
+        let fill = Fill { cache, prompts: &pass.prompts };
+        self.forward(weights, &tokens, extent, Documents::Apart(&lengths), None, Some(fill))?;
+        Ok(self.normed())
+    }
+
+    /// Whether a row of a pass has the same bits among `many` rows as among `few` (at most as many).
+    pub(in crate::model) fn rows_keep_their_bits(&self, few: usize, many: usize) -> bool {
+        self.model.rows_keep_their_bits(few, many)
     }
 
     /// Appends one token to every sequence and gives the logits [B, V] of what follows.
@@ -117,7 +109,7 @@ impl Gpt2Cpu {
     }
 
     /// Logits [R, V] of `hidden` [R, C], the final norm's output.
-    fn head_logits(&self, weights: Weights, hidden: &[f32], logits: &mut [f32]) {
+    pub(in crate::model) fn head_logits(&self, weights: Weights, hidden: &[f32], logits: &mut [f32]) {
         let config = &self.model.config;
         let head = linear::Weight {
             data: self.model.matrix(weights, self.model.parameters.head),

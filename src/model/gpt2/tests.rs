@@ -5,7 +5,7 @@ use super::*;
 use crate::config::Recompute;
 use crate::model::twin::Places;
 use crate::model::{
-    Batch, Documents, Engine, Extent, Head, IGNORE, Labels, LossSum, ModelShape, Prompt, twin as shared_twin,
+    Batch, Decoder, Documents, Engine, Extent, Head, IGNORE, Labels, LossSum, ModelShape, Prompt, twin as shared_twin,
 };
 use crate::ops::product::Precision;
 use crate::params::{Layout, ParameterStore, slice, slice_mut};
@@ -176,7 +176,7 @@ fn decoding_with_the_cache_gives_the_logits_of_the_whole_sequence() -> Result<()
     let config = config(Head::Untied);
     let (layout, store, inputs, _) = case(&config, 12)?;
     let vocabulary = config.vocab_size;
-    let mut model = Gpt2Cpu::new(config, layout, Recompute::None, Precision::F32);
+    let mut model = Decoder::new(&ModelShape::Gpt2(config), &layout);
     store.read(|weights| -> Result<()> {
         let expected = model.logits(weights, &inputs, ROWS)?;
         let at = |row: usize, time: usize| &expected[(row * 12 + time) * vocabulary..][..vocabulary];

@@ -4,7 +4,7 @@ use super::twin::{self, BlockTensors};
 use super::*;
 use crate::config::Recompute;
 use crate::model::twin::Places;
-use crate::model::{Documents, Extent, ModelShape, Prompt, weights};
+use crate::model::{Decoder, Documents, Extent, ModelShape, Prompt, weights};
 use crate::ops::product::Precision;
 use crate::params::Layout;
 use anyhow::{Context, Result};
@@ -97,6 +97,7 @@ fn the_fast_path_gives_pytorchs_logits_and_sorts_all_729_inputs() -> Result<()> 
         &trained.expected("lm_head")?,
     );
 
+    let mut model = Decoder::new(&ModelShape::Gpt2(trained.config.clone()), &trained.layout);
     for number in 0..729u32 {
         let digits: Vec<u32> = (0..6).map(|place| number / 3u32.pow(place) % 3).collect();
         let mut cache = model.cache(1, TIME);

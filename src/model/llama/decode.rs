@@ -2,7 +2,7 @@
 
 use super::block::Past;
 use super::cpu::LlamaCpu;
-use crate::model::prompts::{Fill, passes};
+use crate::model::prompts::{Fill, Pass};
 use crate::model::{Documents, Extent, KeyValueCache, Prompt};
 use crate::ops::linear::{self, FEW_ROWS};
 use crate::params::Weights;
@@ -15,30 +15,23 @@ impl LlamaCpu {
         KeyValueCache::new(config.n_layer, batch, capacity.min(config.n_positions), config.kv_width())
     }
 
-    /// As [`crate::model::Decoder::prefill`].
-    pub fn prefill(
+    /// Reads the prompts of a pass into the cache and gives the final norm's output [R, C].
+    pub(in crate::model) fn read(
         &mut self,
         weights: Weights,
         cache: &mut KeyValueCache,
-        prompts: &[Prompt],
-        logits: &mut [f32],
-    ) -> Result<()> {
-        let (width, vocabulary) = (self.model.config.n_embd, self.model.config.vocab_size);
-        for prompt in prompts {
-            cache.restart(prompt.sequence, prompt.tokens.len())?;
-        }
-        let mut last = vec![0.0; prompts.len() * width];
-        for pass in passes(prompts, |few, many| self.model.rows_keep_their_bits(few, many)) {
-            let (tokens, lengths) = (pass.tokens(), pass.lengths());
-            let extent = Extent { rows: 1, time: tokens.len() };
-            let past = &mut Past::Fill(Fill { cache: &mut *cache, prompts: &pass.prompts });
-            self.forward(weights, &tokens, extent, Documents::Apart(&lengths), None, past)?;
-            pass.last_rows(&self.buffers.normed, width, &mut last);
-        }
-        for (last, logits) in last.chunks(FEW_ROWS * width).zip(logits.chunks_mut(FEW_ROWS * vocabulary)) {
-            self.head_logits(weights, last, logits);
-        }
-        Ok(())
+        pass: &Pass,
+    ) -> Result<&[f32]> {
+        let (tokens, lengths) = (pass.tokens(), pass.lengths());
+        let extent = Extent { rows: 1, time: tokens.len() };
+        let past = &mut Past::Fill(Fill { cache, prompts: &pass.prompts });
+        self.forward(weights, &tokens, extent, Documents::Apart(&lengths), None, past)?;
+        Ok(&self.buffers.normed)
+    }
+
+    /// Whether a row of a pass has the same bits among `many` rows as among `few` (at most as many).
+    pub(in crate::model) fn rows_keep_their_bits(&self, few: usize, many: usize) -> bool {
+        self.model.rows_keep_their_bits(few, many)
     }
 
     /// Appends one token to every sequence and gives the logits [B, V] of what follows.
@@ -80,7 +73,7 @@ impl LlamaCpu {
     }
 
     /// Logits [R, V] of `hidden` [R, C], the final norm's output.
-    fn head_logits(&self, weights: Weights, hidden: &[f32], logits: &mut [f32]) {
+    pub(in crate::model) fn head_logits(&self, weights: Weights, hidden: &[f32], logits: &mut [f32]) {
         let head = self.model.linear_weight(weights, self.model.parameters.head);
         linear::forward(hidden, head, None, None, logits);
     }

@@ -4,7 +4,7 @@
 //! of nll over the rows whose target is not [`IGNORE`]; with p = softmax(l), dl = p - onehot(t), dx = dl head,
 //! dhead = sum over rows of dl x^T. A step divides by its number of targets once, in the optimizer.
 //!
-//! Rows go in chunks, each forward and backward in one sweep. Sums of e^l are taken in f64 over pieces of f32, losses
+//! Only the rows that take part are multiplied. They go in chunks, each forward and backward in one sweep. Sums of e^l are taken in f64 over pieces of f32, losses
 //! in f64 in the order of the rows.
 
 mod cpu;
