@@ -103,13 +103,13 @@ fn the_fast_path_gives_pytorchs_logits_and_sorts_all_729_inputs() -> Result<()> 
         let mut cache = model.cache(1, TIME);
         let mut logits = vec![0.0; 3];
         let prompt = Prompt { sequence: 0, tokens: &digits };
-        model.prefill(trained.weights[..].into(), &mut cache, &[prompt], &mut logits)?;
+        model.prefill(&trained.weights[..], &mut cache, &[prompt], &mut logits)?;
         let mut sorted = Vec::new();
         for _ in 0..6 {
             let next = (0..3u32).max_by(|&a, &b| logits[a as usize].total_cmp(&logits[b as usize])).unwrap_or(0);
             sorted.push(next);
             if sorted.len() < 6 {
-                model.decode(trained.weights[..].into(), &mut cache, &[next], &mut logits)?;
+                model.decode(&trained.weights[..], &mut cache, &[next], &mut logits)?;
             }
         }
         let mut expected = digits.clone();

@@ -3,8 +3,8 @@
 use super::block::Past;
 use super::cpu::LlamaCpu;
 use crate::model::prompts::{Fill, Pass};
-use crate::model::{Documents, Extent, KeyValueCache, Prompt};
-use crate::ops::linear::{self, FEW_ROWS};
+use crate::model::{Documents, Extent, KeyValueCache};
+use crate::ops::linear;
 use crate::params::Weights;
 use anyhow::Result;
 
