@@ -25,8 +25,8 @@ use super::dropout::Mask;
 pub use cpu::{backward, forward, scratch_len};
 pub use decode::{Cache, decode, decode_scratch_len};
 
-/// Query rows that are handled together.
-pub const BLOCK: usize = 48;
+/// Query rows that are handled together: whole panels of the products' rows.
+pub const BLOCK: usize = 64;
 
 /// Sizes of an attention layer's input: B sequences of T positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

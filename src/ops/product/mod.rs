@@ -14,6 +14,7 @@ mod instructions;
 mod pack;
 #[cfg(target_arch = "x86_64")]
 mod pack_x86;
+mod panels;
 mod scratch;
 mod tile;
 #[cfg(target_arch = "x86_64")]
@@ -24,6 +25,7 @@ use crate::params::{FrozenTensor, Nf4};
 pub use convert::narrow;
 use half::{bf16, f16};
 pub use instructions::Instructions;
+pub use panels::{Depth, PANEL_COLUMNS, PANEL_ROWS, Packing, Panels, Side, panel_words};
 
 /// What the operands of a product are rounded to; sums are f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

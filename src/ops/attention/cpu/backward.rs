@@ -1,21 +1,26 @@
 //! The backward pass: probabilities formed again block by block, all gradients of a head in one task.
 
 use super::parts::{
-    Part, columns_from, copy_rows, drop_probabilities, first_key, parts, precision, product, rows_from, score_stride,
-    split,
+    Block, Part, cut, cut_words, drop_probabilities, key_words, parts, precision, rows_of, score_stride,
 };
 use crate::ops::Into;
 use crate::ops::attention::{BLOCK, Documents, InputGradients, Saved, Shape};
 use crate::ops::parallel::{SharedRows, for_each_with_scratch};
-use crate::ops::product::{Operand, Operand16, Precision, Size, Threads, multiply_in};
+use crate::ops::product::{Depth, Matrix, Operand, PANEL_ROWS, Packing, Panels, Side, panel_words};
 use crate::ops::simd::{LANES, Level, aligned, dot, exp, kernel};
 use crate::ops::values::each_kind;
 
-/// Scratch of one thread in the backward pass: keys, transposed keys and values, dk and dv of a head; q, dy, p, ds and
-/// dq of a block, and one number for each of its rows.
+/// Scratch of one thread in the backward pass: a head's keys and values in panels, its dk and dv; panels of a block's
+/// queries, dy, p and ds, its p, ds and dq, and one number for each of its rows.
 pub fn backward_part(shape: Shape) -> usize {
-    let (stride, head_dim) = (score_stride(shape), shape.head_dim);
-    (5 * stride * head_dim + BLOCK * (2 * stride + 3 * head_dim + 1)).next_multiple_of(LANES)
+    let Shape { sequence, head_dim, .. } = shape;
+    let [as_lines, as_depth] = key_words(shape);
+    let of_block = panel_words(Side::A, BLOCK, head_dim)
+        + 2 * panel_words(Side::B, head_dim, BLOCK)
+        + panel_words(Side::A, BLOCK, sequence).max(panel_words(Side::A, sequence, BLOCK));
+    let gradients = 2 * (sequence * head_dim).next_multiple_of(LANES);
+    let numbers = BLOCK * (2 * score_stride(shape) + head_dim + 1);
+    2 * as_lines + as_depth + of_block + gradients + numbers.next_multiple_of(LANES) + 4 * LANES
 }
 
 /// The gradients of q, k and v for dy [B*T, heads * head_dim].
@@ -30,14 +35,15 @@ pub fn backward(shape: Shape, scale: f32, saved: Saved, dy: &[f32], gradients: I
     let (rows, q_width, kv_width) = (shape.rows(), shape.q_width(), shape.kv_width());
     assert!(saved.y.len() == rows * q_width && dy.len() == saved.y.len(), "attention backward: y and dy");
     assert_eq!(saved.log_sum_exp.len(), batch * heads * sequence, "attention backward: log_sum_exp");
-    let (level, part, precision) = (Level::current(), backward_part(shape), precision(&inputs));
+    let (level, part) = (Level::current(), backward_part(shape));
+    let packing = Packing::new(level, precision(&inputs));
     let task_of = |index: usize| HeadTask {
         level,
         shape,
         scale,
         saved,
         inputs,
-        precision,
+        packing,
         dy,
         b: index / kv_heads,
         kv: index % kv_heads,
@@ -77,7 +83,7 @@ struct HeadTask<'a> {
     scale: f32,
     saved: Saved<'a>,
     inputs: [Part<'a>; 3],
-    precision: Precision,
+    packing: Packing,
     dy: &'a [f32],
     b: usize,
     kv: usize,
@@ -86,25 +92,17 @@ struct HeadTask<'a> {
 impl HeadTask<'_> {
     fn run(&self, to: &Targets, scratch: &mut [f32]) {
         let Shape { sequence, heads, kv_heads, head_dim, .. } = self.shape;
-        let (level, stride, group) = (self.level, score_stride(self.shape), heads / kv_heads);
-        let (keys, rest) = scratch.split_at_mut(stride * head_dim);
-        let (keys_transposed, rest) = rest.split_at_mut(stride * head_dim);
-        let (values_transposed, rest) = rest.split_at_mut(stride * head_dim);
-        let (dk, rest) = rest.split_at_mut(stride * head_dim);
-        let (dv, scratch) = rest.split_at_mut(stride * head_dim);
-        let [_, k, v] = self.inputs;
-        let (row, column, size) = (self.b * sequence, self.kv * head_dim, (sequence, head_dim));
-        // bf16 is multiplied from where it stands.
-        let [stored_keys, stored_values] = [k, v].map(|part| part.bf16(row, column));
-        if stored_keys.is_none() {
-            k.copy(level, row, column, 1.0, head_dim, &mut keys[..sequence * head_dim]);
-            k.transpose(level, (row, column), size, keys_transposed, stride);
-        }
-        if stored_values.is_none() {
-            v.transpose(level, (row, column), size, values_transposed, stride);
-        }
-
-        let head = KeyHead { stored_keys, stored_values, keys, keys_transposed, values_transposed };
+        let (packing, group) = (self.packing, heads / kv_heads);
+        let [_, k, v] = self.inputs.map(|part| part.rows(self.b * sequence, self.kv * head_dim));
+        let [as_lines, as_depth] = key_words(self.shape);
+        let mut scratch = scratch;
+        let [keys, values, keys_in_depth] = [as_lines, as_lines, as_depth].map(|words| cut_words(&mut scratch, words));
+        let head = KeyHead {
+            keys: packing.pack(Side::B, k, sequence, head_dim, keys),
+            values: packing.pack(Side::B, v, sequence, head_dim, values),
+            keys_in_depth: packing.pack(Side::B, k.transposed(), head_dim, sequence, keys_in_depth),
+        };
+        let [dk, dv] = [(); 2].map(|()| cut(&mut scratch, sequence * head_dim));
         let mut into = Into::Overwrite;
         if matches!(self.saved.pattern.documents, Documents::Packed(_)) {
             dk.fill(0.0);
@@ -120,7 +118,7 @@ impl HeadTask<'_> {
             }
         }
         for (which, gradient) in [(1, dk), (2, dv)] {
-            for (t, row) in gradient[..sequence * head_dim].chunks_exact(head_dim).enumerate() {
+            for (t, row) in gradient.chunks_exact(head_dim).enumerate() {
                 let column = to.columns[which] + self.kv * head_dim;
                 // SAFETY: this task alone has head `kv` of sequence `b`, and dq, dk, dv lie apart.
                 unsafe { to.matrices[which].write(self.b * sequence + t, column, row) };
@@ -142,34 +140,36 @@ impl HeadTask<'_> {
         scratch: &mut [f32],
     ) {
         let Shape { sequence, heads, head_dim, .. } = self.shape;
-        let (level, precision, stride) = (self.level, self.precision, score_stride(self.shape));
-        let rows = BLOCK.min(sequence - first);
-        let places = self.saved.pattern.documents.of(self.shape, self.b, first, rows);
-        let from_key = first_key(first, places);
-        let columns = first + rows - from_key;
-        let [queries, rest] = split(scratch, BLOCK * head_dim, rows * head_dim);
-        let [dy, rest] = split(rest, BLOCK * head_dim, rows * head_dim);
-        let [p, rest] = split(rest, BLOCK * stride, rows * stride);
-        let [ds, rest] = split(rest, BLOCK * stride, rows * stride);
-        let [dq, rest] = split(rest, BLOCK * head_dim, rows * head_dim);
-        let deltas = &mut rest[..rows];
+        let (level, packing, stride) = (self.level, self.packing, score_stride(self.shape));
+        let places = self.saved.pattern.documents.of(self.shape, self.b, first, rows_of(self.shape, first));
+        let block = Block::new(self.shape, first, places);
+        let (rows, from_key, columns) = (block.rows, block.from_key, block.columns());
+        let mut rest = scratch;
+        let row_words = cut_words(&mut rest, panel_words(Side::A, BLOCK, head_dim));
+        let [queries_in_depth, dy_in_depth] =
+            [(); 2].map(|()| cut_words(&mut rest, panel_words(Side::B, head_dim, BLOCK)));
+        let score_words = panel_words(Side::A, BLOCK, sequence).max(panel_words(Side::A, sequence, BLOCK));
+        let score_words = cut_words(&mut rest, score_words);
+        let [p, ds] = [(); 2].map(|()| cut(&mut rest, rows * stride));
+        let (dq, deltas) = (cut(&mut rest, rows * head_dim), cut(&mut rest, rows));
 
-        let q = self.inputs[0];
         let (from_row, column, q_width) = (self.b * sequence + first, h * head_dim, heads * head_dim);
-        let stored_queries = q.bf16(from_row, column);
-        if stored_queries.is_none() {
-            q.copy(level, from_row, column, 1.0, head_dim, queries);
-        }
-        copy_rows(level, &self.dy[from_row * q_width + column..], q_width, 1.0, head_dim, dy);
+        let from = from_row * q_width + column;
+        let queries = self.inputs[0].rows(from_row, column);
+        let dy: Matrix = Operand::row_major(&self.dy[from..], q_width).into();
         each_kind!(Values, self.saved.y, y => {
-            row_dots(level, &y[from_row * q_width + column..], q_width, dy, head_dim, deltas);
+            row_dots(level, &y[from..], &self.dy[from..], q_width, head_dim, deltas);
         });
-        let size = Size { m: rows, k: head_dim, n: columns };
-        let (queries, dy) = (rows_from(stored_queries, queries, head_dim, 0), Operand::row_major(&*dy, head_dim));
-        let keys = columns_from(head.stored_keys, head.keys_transposed, stride, from_key);
-        let values = columns_from(head.stored_values, head.values_transposed, stride, from_key);
-        product(precision, size, queries, keys, self.scale, p, stride);
-        product(precision, size, dy, values, 1.0, ds, stride);
+        for (rows_of_a, keys, scale, scores) in
+            [(queries, head.keys, self.scale, &mut *p), (dy, head.values, 1.0, &mut *ds)]
+        {
+            let rows_of_a = packing.pack(Side::A, rows_of_a, rows, head_dim, row_words);
+            let depth = Depth { of_a: 0, of_b: 0, depth: head_dim };
+            for (row, seen) in block.panels() {
+                let scores = &mut scores[row * stride..];
+                rows_of_a.multiply(row / PANEL_ROWS, keys, seen, depth, scale, scores, stride, Into::Overwrite);
+            }
+        }
         let logs = &self.saved.log_sum_exp[(self.b * heads + h) * sequence + first..][..rows];
         let query = (self.b * heads + h) * sequence + first;
         let drop = |rows: &mut [f32]| {
@@ -181,38 +181,46 @@ impl HeadTask<'_> {
         score_gradients(level, p, ds, stride, first - from_key, columns, places, logs, deltas);
         drop(p);
 
-        let [p, ds] = [&*p, &*ds].map(|scores| Operand::row_major(scores, stride));
-        let size = Size { m: rows, k: columns, n: head_dim };
-        let keys = rows_from(head.stored_keys, head.keys, head_dim, from_key);
-        product(precision, size, ds, keys, self.scale, dq, head_dim);
+        let [p, ds] = [&*p, &*ds].map(|scores| Matrix::from(Operand::row_major(scores, stride)));
+        let panels = packing.pack(Side::A, ds, rows, columns, score_words);
+        for (row, seen) in block.panels() {
+            let depth = Depth { of_a: 0, of_b: from_key, depth: seen.len() };
+            let (panel, dq) = (row / PANEL_ROWS, &mut dq[row * head_dim..]);
+            let keys = head.keys_in_depth;
+            panels.multiply(panel, keys, 0..head_dim, depth, self.scale, dq, head_dim, Into::Overwrite);
+        }
         for (row, dq) in dq.chunks_exact(head_dim).enumerate() {
             // SAFETY: this task alone has the rows of query head `h` in sequence `b`, and dq, dk, dv lie apart.
             unsafe { to.matrices[0].write(from_row + row, to.columns[0] + column, dq) };
         }
-        let size = Size { m: columns, k: rows, n: head_dim };
-        let [dk, dv] = [dk, dv].map(|gradient| &mut gradient[from_key * head_dim..]);
-        multiply_in(precision, Threads::One, size, ds.transposed(), queries, self.scale, dk, head_dim, into);
-        multiply_in(precision, Threads::One, size, p.transposed(), dy, 1.0, dv, head_dim, into);
+        for (scores, rows_of_b, words, scale, gradient) in
+            [(ds, queries, queries_in_depth, self.scale, dk), (p, dy, dy_in_depth, 1.0, dv)]
+        {
+            let rows_of_b = packing.pack(Side::B, rows_of_b.transposed(), head_dim, rows, words);
+            let keys = packing.pack(Side::A, scores.transposed(), columns, rows, score_words);
+            for (key, row) in block.key_panels() {
+                let depth = Depth { of_a: row, of_b: row, depth: rows - row };
+                let (panel, gradient) = (key / PANEL_ROWS, &mut gradient[(from_key + key) * head_dim..]);
+                keys.multiply(panel, rows_of_b, 0..head_dim, depth, scale, gradient, head_dim, into);
+            }
+        }
     }
 }
 
-/// Keys and values of one head: as they stand where that is in bf16, else contiguous.
+/// Keys and values of one head, packed for the products of all its blocks.
 struct KeyHead<'a> {
-    stored_keys: Option<Operand16<'a>>,
-    stored_values: Option<Operand16<'a>>,
-    /// [T, head_dim].
-    keys: &'a [f32],
-    /// [head_dim, T], rows of `score_stride`.
-    keys_transposed: &'a [f32],
-    /// [head_dim, T], rows of `score_stride`.
-    values_transposed: &'a [f32],
+    /// Lines are keys, depth is head_dim.
+    keys: Panels<'a>,
+    values: Panels<'a>,
+    /// Lines are the columns of a head, depth are its keys.
+    keys_in_depth: Panels<'a>,
 }
 
 kernel! {
-    /// dots[i] = sum of the products of row i of a (rows of `stride`) and row i of b [rows, width].
-    fn row_dots<N>(a: &[N], stride: usize, b: &[f32], width: usize, dots: &mut [f32]) {
-        for (row, (value, b)) in dots.iter_mut().zip(b.chunks_exact(width)).enumerate() {
-            *value = dot(&a[row * stride..][..width], b);
+    /// dots[i] = sum of the products of row i of a and row i of b, both [rows, width] in rows of `stride`.
+    fn row_dots<N>(a: &[N], b: &[f32], stride: usize, width: usize, dots: &mut [f32]) {
+        for (row, value) in dots.iter_mut().enumerate() {
+            *value = dot(&a[row * stride..][..width], &b[row * stride..][..width]);
         }
     }
 }

@@ -1,19 +1,22 @@
 //! The forward pass: blocks of query rows against all keys up to the diagonal.
 
-use super::parts::{
-    columns_from, drop_probabilities, first_key, parts, precision, product, rows_from, score_stride, split,
-};
+use super::parts::{Block, cut, cut_words, drop_probabilities, key_words, parts, precision, rows_of, score_stride};
 use super::scratch_len;
+use crate::ops::Into;
 use crate::ops::attention::{BLOCK, Documents, Inputs, Pattern, Shape};
 use crate::ops::parallel::{SharedRows, for_each_with_scratch};
-use crate::ops::product::{Operand, Size};
+use crate::ops::product::{Depth, Operand, PANEL_ROWS, Packing, Side, panel_words};
 use crate::ops::simd::{LANES, Level, aligned, exp_in_place, kernel, max};
 
-/// Scratch of one thread in the forward pass: keys (transposed) and values of a head; queries, scores and results of a
-/// block, and two numbers for each of its rows.
+/// Scratch of one thread in the forward pass: keys and values of a head in panels; queries and probabilities of a block in
+/// panels, its scores and results, and two numbers for each of its rows.
 pub fn forward_part(shape: Shape) -> usize {
-    let (stride, head_dim) = (score_stride(shape), shape.head_dim);
-    (2 * stride * head_dim + BLOCK * (stride + 2 * head_dim + 2)).next_multiple_of(LANES)
+    let Shape { sequence, head_dim, .. } = shape;
+    let panels = key_words(shape).iter().sum::<usize>()
+        + panel_words(Side::A, BLOCK, head_dim)
+        + panel_words(Side::A, BLOCK, sequence);
+    let numbers = BLOCK * (score_stride(shape) + head_dim + 2);
+    panels + numbers.next_multiple_of(LANES) + 4 * LANES
 }
 
 /// y [B*T, heads * head_dim] and log_sum_exp [B, heads, T].
@@ -21,7 +24,7 @@ pub fn forward<'a>(
     shape: Shape,
     scale: f32,
     inputs: Inputs,
-    pattern: impl Into<Pattern<'a>>,
+    pattern: impl std::convert::Into<Pattern<'a>>,
     y: &mut [f32],
     log_sum_exp: &mut [f32],
     scratch: &mut [f32],
@@ -41,6 +44,7 @@ pub fn forward<'a>(
     assert_eq!(y.len(), shape.rows() * shape.q_width(), "attention: y is not [B*T, heads * head_dim]");
     assert_eq!(log_sum_exp.len(), batch * heads * sequence, "attention: log_sum_exp is not [B, heads, T]");
     let (level, stride) = (Level::current(), score_stride(shape));
+    let packing = Packing::new(level, precision);
     let y = SharedRows::new(y, shape.q_width());
     let log_sum_exp = SharedRows::new(log_sum_exp, sequence);
     // Where heads are few, several tasks share one: each has every `turns`-th block, and all find the same bits.
@@ -50,41 +54,41 @@ pub fn forward<'a>(
         let (head_index, turn) = (task / turns, task % turns);
         let (b, h) = (head_index / heads, head_index % heads);
         let kv_column = h / (heads / kv_heads) * head_dim;
-        let (keys, rest) = scratch.split_at_mut(head_dim * stride);
-        let (values, rest) = rest.split_at_mut(stride * head_dim);
-        // bf16 is multiplied from where it stands.
-        let [stored_keys, stored_values] = [k, v].map(|part| part.bf16(b * sequence, kv_column));
-        if stored_keys.is_none() {
-            k.transpose(level, (b * sequence, kv_column), (sequence, head_dim), keys, stride);
-        }
-        if stored_values.is_none() {
-            v.copy(level, b * sequence, kv_column, 1.0, head_dim, &mut values[..sequence * head_dim]);
-        }
+        let mut scratch = scratch;
+        let [words_of_keys, words_of_values] = key_words(shape);
+        let keys = cut_words(&mut scratch, words_of_keys);
+        let keys = packing.pack(Side::B, k.rows(b * sequence, kv_column), sequence, head_dim, keys);
+        let values = cut_words(&mut scratch, words_of_values);
+        let values = packing.pack(Side::B, v.rows(b * sequence, kv_column).transposed(), head_dim, sequence, values);
+        let query_words = cut_words(&mut scratch, panel_words(Side::A, BLOCK, head_dim));
+        let probability_words = cut_words(&mut scratch, panel_words(Side::A, BLOCK, sequence));
         for first in (turn..blocks).step_by(turns).map(|block| block * BLOCK) {
-            let rows = BLOCK.min(sequence - first);
-            let places = documents.of(shape, b, first, rows);
-            let from_key = first_key(first, places);
-            let columns = first + rows - from_key;
-            let [queries, rest] = split(rest, BLOCK * head_dim, rows * head_dim);
-            let [scores, rest] = split(rest, BLOCK * stride, rows * stride);
-            let [results, rest] = split(rest, BLOCK * head_dim, rows * head_dim);
-            let [inverses, logs] = split(rest, BLOCK, rows);
+            let places = documents.of(shape, b, first, rows_of(shape, first));
+            let block = Block::new(shape, first, places);
+            let (rows, from_key, columns) = (block.rows, block.from_key, block.columns());
+            let mut rest = &mut *scratch;
+            let scores = cut(&mut rest, rows * stride);
+            let results = cut(&mut rest, rows * head_dim);
+            let [inverses, logs] = [cut(&mut rest, rows), cut(&mut rest, rows)];
 
-            let stored_queries = q.bf16(b * sequence + first, h * head_dim);
-            if stored_queries.is_none() {
-                q.copy(level, b * sequence + first, h * head_dim, 1.0, head_dim, queries);
+            let queries = q.rows(b * sequence + first, h * head_dim);
+            let queries = packing.pack(Side::A, queries, rows, head_dim, query_words);
+            let depth = Depth { of_a: 0, of_b: 0, depth: head_dim };
+            for (row, seen) in block.panels() {
+                let scores = &mut scores[row * stride..];
+                queries.multiply(row / PANEL_ROWS, keys, seen, depth, scale, scores, stride, Into::Overwrite);
             }
-            let queries = rows_from(stored_queries, queries, head_dim, 0);
-            let keys = columns_from(stored_keys, keys, stride, from_key);
-            let size = Size { m: rows, k: head_dim, n: columns };
-            product(precision, size, queries, keys, scale, scores, stride);
             softmax_rows(level, scores, stride, first - from_key, columns, places, inverses, logs);
             if let Some(mask) = dropout {
                 drop_probabilities(level, mask, head_index * sequence + first, from_key, columns, stride, scores);
             }
-            let size = Size { m: rows, k: columns, n: head_dim };
-            let values = rows_from(stored_values, values, head_dim, from_key);
-            product(precision, size, Operand::row_major(scores, stride), values, 1.0, results, head_dim);
+            let probabilities = Operand::row_major(&*scores, stride).into();
+            let probabilities = packing.pack(Side::A, probabilities, rows, columns, probability_words);
+            for (row, seen) in block.panels() {
+                let depth = Depth { of_a: 0, of_b: from_key, depth: seen.len() };
+                let (panel, results) = (row / PANEL_ROWS, &mut results[row * head_dim..]);
+                probabilities.multiply(panel, values, 0..head_dim, depth, 1.0, results, head_dim, Into::Overwrite);
+            }
             scale_rows(level, results, inverses);
             for (row, result) in results.chunks_exact(head_dim).enumerate() {
                 // SAFETY: this task alone has the rows first..first + rows of head h in sequence b.

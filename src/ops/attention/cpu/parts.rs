@@ -1,11 +1,11 @@
-//! Where queries, keys and values stand, and bringing them together in scratch.
+//! Where queries, keys and values stand, and the pieces that scratch is cut into.
 
-use crate::ops::attention::{Inputs, Shape};
+use crate::ops::Values;
+use crate::ops::attention::{BLOCK, Inputs, Shape};
 use crate::ops::dropout::{self, Mask};
-use crate::ops::product::{Matrix, Operand, Operand16, Precision, Size, Threads, multiply_in};
-use crate::ops::simd::{LANES, Level, kernel};
-use crate::ops::values::each_kind;
-use crate::ops::{Into, Values};
+use crate::ops::product::{Matrix, Operand, PANEL_COLUMNS, PANEL_ROWS, Precision, Side, panel_words};
+use crate::ops::simd::{LANES, Level};
+use std::ops::Range;
 
 /// One of q, k, v: rows of `row_stride`, of which this operand has the columns from `column` on.
 #[derive(Clone, Copy)]
@@ -16,33 +16,13 @@ pub struct Part<'a> {
 }
 
 impl<'a> Part<'a> {
-    /// The rows from `row` on, of them the columns from `column` on, as they stand: for products in bf16, which pack them
-    /// from there.
-    pub fn bf16(&self, row: usize, column: usize) -> Option<Operand16<'a>> {
-        let Values::Bf16(data) = self.data else { return None };
+    /// The rows from `row` on, of them the columns from `column` on.
+    pub fn rows(&self, row: usize, column: usize) -> Matrix<'a> {
         let from = row * self.row_stride + self.column + column;
-        Some(Operand { data: &data[from..], row_stride: self.row_stride, column_stride: 1 })
-    }
-
-    /// to [rows, width] = scale * the rows from `row` on, of them the columns from `column` on.
-    pub fn copy(&self, level: Level, row: usize, column: usize, scale: f32, width: usize, to: &mut [f32]) {
-        let from = row * self.row_stride + self.column + column;
-        each_kind!(Values, self.data, data => copy_rows(level, &data[from..], self.row_stride, scale, width, to));
-    }
-
-    /// to [columns, rows] (rows of `to_stride`) = the transpose of [rows, columns] from (`row`, `column`) on.
-    pub fn transpose(
-        &self,
-        level: Level,
-        (row, column): (usize, usize),
-        (rows, columns): (usize, usize),
-        to: &mut [f32],
-        to_stride: usize,
-    ) {
-        let from = row * self.row_stride + self.column + column;
-        each_kind!(Values, self.data, data => {
-            transpose(level, &data[from..], self.row_stride, rows, columns, to, to_stride);
-        });
+        match self.data {
+            Values::F32(data) => Operand::row_major(&data[from..], self.row_stride).into(),
+            Values::Bf16(data) => Operand::row_major(&data[from..], self.row_stride).into(),
+        }
     }
 }
 
@@ -70,10 +50,44 @@ pub fn parts(shape: Shape, inputs: Inputs) -> [Part; 3] {
     }
 }
 
-/// The first key that a block of query rows needs: the beginning of the first row's document, rounded down to a whole
-/// register. `places` are the rows' places in their documents (none: the row is one document).
-pub fn first_key(first: usize, places: &[u32]) -> usize {
-    places.first().map_or(0, |&place| (first - place as usize) / LANES * LANES)
+/// A block of query rows, and the keys that it needs: those up to its last row, from the panel on in which the document of
+/// its first row begins.
+pub struct Block {
+    pub first: usize,
+    pub rows: usize,
+    pub from_key: usize,
+}
+
+impl Block {
+    /// `places` are the rows' places in their documents (none: the row is one document).
+    pub fn new(shape: Shape, first: usize, places: &[u32]) -> Self {
+        let start = places.first().map_or(0, |&place| first - place as usize);
+        Self { first, rows: rows_of(shape, first), from_key: start / PANEL_COLUMNS * PANEL_COLUMNS }
+    }
+
+    /// Keys that the block needs.
+    pub fn columns(&self) -> usize {
+        self.first + self.rows - self.from_key
+    }
+
+    /// The panels of the block's rows: the place of the first row, and the keys that the panel's rows need.
+    pub fn panels(&self) -> impl Iterator<Item = (usize, Range<usize>)> {
+        (0..self.rows)
+            .step_by(PANEL_ROWS)
+            .map(|row| (row, self.from_key..self.first + (row + PANEL_ROWS).min(self.rows)))
+    }
+
+    /// The panels of its keys: the place of the first key after `from_key`, and the first of the block's rows that sees one
+    /// of them, rounded down to an even one.
+    pub fn key_panels(&self) -> impl Iterator<Item = (usize, usize)> {
+        let before = self.first - self.from_key;
+        (0..self.columns()).step_by(PANEL_ROWS).map(move |key| (key, key.saturating_sub(before) / 2 * 2))
+    }
+}
+
+/// Rows of the block that begins at `first`.
+pub fn rows_of(shape: Shape, first: usize) -> usize {
+    BLOCK.min(shape.sequence - first)
 }
 
 /// Elements between rows of a block of scores: whole registers.
@@ -97,64 +111,20 @@ pub fn drop_probabilities(
     }
 }
 
-/// The first `used` elements of the first `reserved` ones, and what comes after those.
-pub fn split(buffer: &mut [f32], reserved: usize, used: usize) -> [&mut [f32]; 2] {
-    let (first, rest) = buffer.split_at_mut(reserved);
-    [&mut first[..used], rest]
+/// Words of the panels of all keys (or values) of a head: as lines, and as the depth of a product.
+pub fn key_words(shape: Shape) -> [usize; 2] {
+    let Shape { sequence, head_dim, .. } = shape;
+    [panel_words(Side::B, sequence, head_dim), panel_words(Side::B, head_dim, sequence)]
 }
 
-/// The rows of `direct` from `first` on, or those of `copied` [.., head_dim].
-pub fn rows_from<'a>(direct: Option<Operand16<'a>>, copied: &'a [f32], head_dim: usize, first: usize) -> Matrix<'a> {
-    match direct {
-        Some(rows) => Operand { data: &rows.data[first * rows.row_stride..], ..rows }.into(),
-        None => Operand::row_major(&copied[first * head_dim..], head_dim).into(),
-    }
+/// Cuts `words` off scratch, as words of panels; they are whole cache lines.
+pub fn cut_words<'a>(scratch: &mut &'a mut [f32], words: usize) -> &'a mut [u32] {
+    bytemuck::cast_slice_mut(cut(scratch, words))
 }
 
-/// As [`rows_from`], transposed: `copied` is [head_dim, ..] with rows of `stride`.
-pub fn columns_from<'a>(direct: Option<Operand16<'a>>, copied: &'a [f32], stride: usize, first: usize) -> Matrix<'a> {
-    match direct {
-        Some(_) => rows_from(direct, &[], 0, first).transposed(),
-        None => Operand::row_major(&copied[first..], stride).into(),
-    }
-}
-
-/// c = scale * a b on this thread.
-pub fn product<'a>(
-    precision: Precision,
-    size: Size,
-    a: impl std::convert::Into<Matrix<'a>>,
-    b: impl std::convert::Into<Matrix<'a>>,
-    scale: f32,
-    c: &mut [f32],
-    stride: usize,
-) {
-    multiply_in(precision, Threads::One, size, a, b, scale, c, stride, Into::Overwrite);
-}
-
-kernel! {
-    /// to [rows, width] = scale * rows of `stride`.
-    pub fn copy_rows<N>(from: &[N], stride: usize, scale: f32, width: usize, to: &mut [f32]) {
-        for (row, to) in to.chunks_exact_mut(width).enumerate() {
-            for (to, from) in to.iter_mut().zip(&from[row * stride..][..width]) {
-                *to = scale * from.widen();
-            }
-        }
-    }
-}
-
-kernel! {
-    /// to [columns, rows] (rows of `to_stride`) = the transpose of from [rows, columns] (rows of `stride`).
-    fn transpose<N>(from: &[N], stride: usize, rows: usize, columns: usize, to: &mut [f32], to_stride: usize) {
-        for first in (0..rows).step_by(LANES) {
-            let height = LANES.min(rows - first);
-            for column in 0..columns {
-                let source = &from[first * stride + column..];
-                let target = &mut to[column * to_stride + first..][..height];
-                for (row, target) in target.iter_mut().enumerate() {
-                    *target = source[row * stride].widen();
-                }
-            }
-        }
-    }
+/// Cuts `numbers` off scratch, and what is left of their last cache line.
+pub fn cut<'a>(scratch: &mut &'a mut [f32], numbers: usize) -> &'a mut [f32] {
+    let (part, rest) = std::mem::take(scratch).split_at_mut(numbers.next_multiple_of(LANES));
+    *scratch = rest;
+    &mut part[..numbers]
 }
