@@ -122,10 +122,11 @@ impl Panels<'_> {
         let whole_words = even(of_a) && even(of_b) && (even(depth) || of_a + depth == self.depth);
         assert!(whole_words, "a depth that begins or ends inside a word");
         assert!(columns.start.is_multiple_of(COLUMNS) && columns.end <= b.lines, "columns beyond their panels");
-        let rows = ROWS.min(self.lines - panel * ROWS);
-        if rows == 0 || columns.is_empty() {
+        assert!(panel * ROWS < self.lines, "rows beyond their panels");
+        if columns.is_empty() {
             return;
         }
+        let rows = ROWS.min(self.lines - panel * ROWS);
         let width = columns.len();
         assert!(width <= c_row_stride && (rows - 1) * c_row_stride + width <= c.len(), "the result is too short");
         let (kernel, steps) = (instructions.kernel(word), self.packing.steps(depth));
