@@ -15,6 +15,7 @@ use crate::ops::simd::{LANES, Level, kernel, lanes_sum};
 use crate::ops::values::each_kind;
 use crate::ops::{Number, Values};
 use half::bf16;
+use half::slice::HalfFloatSliceExt;
 
 /// Most rows that come here.
 pub const FEW_ROWS: usize = 32;
@@ -59,16 +60,17 @@ fn lines<'a>(
         (Numbers::F32(data), Precision::F32) => return Values::F32(&data[range]),
         (Numbers::Bf16(data), _) if reads_bf16(level) => return Values::Bf16(&data[range]),
         (Numbers::F32(data), Precision::Bf16) => {
-            scratch.iter_mut().zip(&data[range]).for_each(|(to, from)| *to = bf16::round(*from).widen());
+            scratch.copy_from_slice(&data[range]);
+            round(level, scratch);
         }
         (Numbers::Bf16(data), _) => widen(level, &data[range], scratch),
         (Numbers::F16(data), precision) => {
-            scratch.iter_mut().zip(&data[range]).for_each(|(to, from)| *to = from.to_f32());
-            round(precision, scratch);
+            data[range].convert_to_f32_slice(scratch);
+            round_to(level, precision, scratch);
         }
         (Numbers::Nf4(data), precision) => {
             nf4::dequantize(level, data, range.start, scratch);
-            round(precision, scratch);
+            round_to(level, precision, scratch);
         }
     }
     Values::F32(scratch)
@@ -82,9 +84,17 @@ fn reads_bf16(level: Level) -> bool {
     return false;
 }
 
-fn round(precision: Precision, numbers: &mut [f32]) {
+fn round_to(level: Level, precision: Precision, numbers: &mut [f32]) {
     if precision == Precision::Bf16 {
-        numbers.iter_mut().for_each(|number| *number = bf16::round(*number).widen());
+        round(level, numbers);
+    }
+}
+
+kernel! {
+    fn round(numbers: &mut [f32]) {
+        for number in numbers {
+            *number = bf16::round(*number).widen();
+        }
     }
 }
 
@@ -251,20 +261,25 @@ mod tests {
     use super::super::reference;
     use super::*;
     use crate::ops::testing::*;
+    use half::f16;
 
     const SHAPES: [(usize, usize, usize); 6] =
         [(1, 1, 1), (1, 37, 5), (5, 7, 3), (7, 130, 70), (16, 64, 129), (FEW_ROWS, 100, 33)];
 
     #[test]
-    fn values_match_the_reference_in_both_orientations_from_f32_and_from_bf16_weights() {
+    fn values_match_the_reference_in_both_orientations_from_f32_bf16_and_f16_weights() {
         for (rows, inputs, outputs) in SHAPES {
             let (x, data) = (normal(1, rows * inputs), normal(2, inputs * outputs));
             let (bias, residual) = (normal(3, outputs), normal(4, rows * outputs));
             let stored: Vec<bf16> = data.iter().map(|&value| bf16::from_f32(value)).collect();
             let widened: Vec<f32> = stored.iter().map(|value| value.to_f32()).collect();
+            let half: Vec<f16> = data.iter().map(|&value| f16::from_f32(value)).collect();
+            let halves: Vec<f32> = half.iter().map(|value| value.to_f32()).collect();
             for orientation in [Orientation::InOut, Orientation::OutIn] {
                 let dims = Dims { inputs, outputs, orientation, precision: Precision::F32 };
-                for (numbers, exact) in [(Numbers::F32(&data), &data), (Numbers::Bf16(&stored), &widened)] {
+                let kinds =
+                    [(Numbers::F32(&data), &data), (Numbers::Bf16(&stored), &widened), (Numbers::F16(&half), &halves)];
+                for (numbers, exact) in kinds {
                     let expected = reference::forward(&to_f64(&x), &to_f64(exact), dims, &to_f64(&bias));
                     let with_residual: Vec<f64> =
                         expected.iter().zip(&residual).map(|(y, residual)| y + f64::from(*residual)).collect();
