@@ -15,12 +15,16 @@ use crate::ops::values::each_kind;
 pub fn backward_part(shape: Shape) -> usize {
     let Shape { sequence, head_dim, .. } = shape;
     let [as_lines, as_depth] = key_words(shape);
-    let of_block = panel_words(Side::A, BLOCK, head_dim)
-        + 2 * panel_words(Side::B, head_dim, BLOCK)
-        + panel_words(Side::A, BLOCK, sequence).max(panel_words(Side::A, sequence, BLOCK));
+    let of_block =
+        panel_words(Side::A, BLOCK, head_dim) + 2 * panel_words(Side::B, head_dim, BLOCK) + score_words(shape);
     let gradients = 2 * (sequence * head_dim).next_multiple_of(LANES);
     let numbers = BLOCK * (2 * score_stride(shape) + head_dim + 1);
     2 * as_lines + as_depth + of_block + gradients + numbers.next_multiple_of(LANES) + 4 * LANES
+}
+
+/// Words of the panels of a block's scores, with its rows or its keys as lines.
+fn score_words(shape: Shape) -> usize {
+    panel_words(Side::A, BLOCK, shape.sequence).max(panel_words(Side::A, shape.sequence, BLOCK))
 }
 
 /// The gradients of q, k and v for dy [B*T, heads * head_dim].
@@ -90,12 +94,11 @@ struct HeadTask<'a> {
 }
 
 impl HeadTask<'_> {
-    fn run(&self, to: &Targets, scratch: &mut [f32]) {
+    fn run(&self, to: &Targets, mut scratch: &mut [f32]) {
         let Shape { sequence, heads, kv_heads, head_dim, .. } = self.shape;
         let (packing, group) = (self.packing, heads / kv_heads);
         let [_, k, v] = self.inputs.map(|part| part.rows(self.b * sequence, self.kv * head_dim));
         let [as_lines, as_depth] = key_words(self.shape);
-        let mut scratch = scratch;
         let [keys, values, keys_in_depth] = [as_lines, as_lines, as_depth].map(|words| cut_words(&mut scratch, words));
         let head = KeyHead {
             keys: packing.pack(Side::B, k, sequence, head_dim, keys),
@@ -148,8 +151,7 @@ impl HeadTask<'_> {
         let row_words = cut_words(&mut rest, panel_words(Side::A, BLOCK, head_dim));
         let [queries_in_depth, dy_in_depth] =
             [(); 2].map(|()| cut_words(&mut rest, panel_words(Side::B, head_dim, BLOCK)));
-        let score_words = panel_words(Side::A, BLOCK, sequence).max(panel_words(Side::A, sequence, BLOCK));
-        let score_words = cut_words(&mut rest, score_words);
+        let score_panels = cut_words(&mut rest, score_words(self.shape));
         let [p, ds] = [(); 2].map(|()| cut(&mut rest, rows * stride));
         let (dq, deltas) = (cut(&mut rest, rows * head_dim), cut(&mut rest, rows));
 
@@ -164,11 +166,7 @@ impl HeadTask<'_> {
             [(queries, head.keys, self.scale, &mut *p), (dy, head.values, 1.0, &mut *ds)]
         {
             let rows_of_a = packing.pack(Side::A, rows_of_a, rows, head_dim, row_words);
-            let depth = Depth { of_a: 0, of_b: 0, depth: head_dim };
-            for (row, seen) in block.panels() {
-                let scores = &mut scores[row * stride..];
-                rows_of_a.multiply(row / PANEL_ROWS, keys, seen, depth, scale, scores, stride, Into::Overwrite);
-            }
+            block.scores(rows_of_a, keys, head_dim, scale, scores, stride);
         }
         let logs = &self.saved.log_sum_exp[(self.b * heads + h) * sequence + first..][..rows];
         let query = (self.b * heads + h) * sequence + first;
@@ -182,13 +180,8 @@ impl HeadTask<'_> {
         drop(p);
 
         let [p, ds] = [&*p, &*ds].map(|scores| Matrix::from(Operand::row_major(scores, stride)));
-        let panels = packing.pack(Side::A, ds, rows, columns, score_words);
-        for (row, seen) in block.panels() {
-            let depth = Depth { of_a: 0, of_b: from_key, depth: seen.len() };
-            let (panel, dq) = (row / PANEL_ROWS, &mut dq[row * head_dim..]);
-            let keys = head.keys_in_depth;
-            panels.multiply(panel, keys, 0..head_dim, depth, self.scale, dq, head_dim, Into::Overwrite);
-        }
+        let weights = packing.pack(Side::A, ds, rows, columns, score_panels);
+        block.mix(weights, head.keys_in_depth, head_dim, self.scale, dq);
         for (row, dq) in dq.chunks_exact(head_dim).enumerate() {
             // SAFETY: this task alone has the rows of query head `h` in sequence `b`, and dq, dk, dv lie apart.
             unsafe { to.matrices[0].write(from_row + row, to.columns[0] + column, dq) };
@@ -197,7 +190,7 @@ impl HeadTask<'_> {
             [(ds, queries, queries_in_depth, self.scale, dk), (p, dy, dy_in_depth, 1.0, dv)]
         {
             let rows_of_b = packing.pack(Side::B, rows_of_b.transposed(), head_dim, rows, words);
-            let keys = packing.pack(Side::A, scores.transposed(), columns, rows, score_words);
+            let keys = packing.pack(Side::A, scores.transposed(), columns, rows, score_panels);
             for (key, row) in block.key_panels() {
                 let depth = Depth { of_a: row, of_b: row, depth: rows - row };
                 let (panel, gradient) = (key / PANEL_ROWS, &mut gradient[(from_key + key) * head_dim..]);

@@ -2,10 +2,9 @@
 
 use super::parts::{Block, cut, cut_words, drop_probabilities, key_words, parts, precision, rows_of, score_stride};
 use super::scratch_len;
-use crate::ops::Into;
 use crate::ops::attention::{BLOCK, Documents, Inputs, Pattern, Shape};
 use crate::ops::parallel::{SharedRows, for_each_with_scratch};
-use crate::ops::product::{Depth, Operand, PANEL_ROWS, Packing, Side, panel_words};
+use crate::ops::product::{Operand, Packing, Side, panel_words};
 use crate::ops::simd::{LANES, Level, aligned, exp_in_place, kernel, max};
 
 /// Scratch of one thread in the forward pass: keys and values of a head in panels; queries and probabilities of a block in
@@ -24,7 +23,7 @@ pub fn forward<'a>(
     shape: Shape,
     scale: f32,
     inputs: Inputs,
-    pattern: impl std::convert::Into<Pattern<'a>>,
+    pattern: impl Into<Pattern<'a>>,
     y: &mut [f32],
     log_sum_exp: &mut [f32],
     scratch: &mut [f32],
@@ -50,11 +49,10 @@ pub fn forward<'a>(
     // Where heads are few, several tasks share one: each has every `turns`-th block, and all find the same bits.
     let blocks = sequence.div_ceil(BLOCK);
     let turns = (2 * rayon::current_num_threads()).div_ceil((batch * heads).max(1)).min(blocks);
-    for_each_with_scratch(batch * heads * turns, forward_part(shape), aligned(scratch), |task, scratch| {
+    for_each_with_scratch(batch * heads * turns, forward_part(shape), aligned(scratch), |task, mut scratch| {
         let (head_index, turn) = (task / turns, task % turns);
         let (b, h) = (head_index / heads, head_index % heads);
         let kv_column = h / (heads / kv_heads) * head_dim;
-        let mut scratch = scratch;
         let [words_of_keys, words_of_values] = key_words(shape);
         let keys = cut_words(&mut scratch, words_of_keys);
         let keys = packing.pack(Side::B, k.rows(b * sequence, kv_column), sequence, head_dim, keys);
@@ -73,22 +71,14 @@ pub fn forward<'a>(
 
             let queries = q.rows(b * sequence + first, h * head_dim);
             let queries = packing.pack(Side::A, queries, rows, head_dim, query_words);
-            let depth = Depth { of_a: 0, of_b: 0, depth: head_dim };
-            for (row, seen) in block.panels() {
-                let scores = &mut scores[row * stride..];
-                queries.multiply(row / PANEL_ROWS, keys, seen, depth, scale, scores, stride, Into::Overwrite);
-            }
+            block.scores(queries, keys, head_dim, scale, scores, stride);
             softmax_rows(level, scores, stride, first - from_key, columns, places, inverses, logs);
             if let Some(mask) = dropout {
                 drop_probabilities(level, mask, head_index * sequence + first, from_key, columns, stride, scores);
             }
             let probabilities = Operand::row_major(&*scores, stride).into();
             let probabilities = packing.pack(Side::A, probabilities, rows, columns, probability_words);
-            for (row, seen) in block.panels() {
-                let depth = Depth { of_a: 0, of_b: from_key, depth: seen.len() };
-                let (panel, results) = (row / PANEL_ROWS, &mut results[row * head_dim..]);
-                probabilities.multiply(panel, values, 0..head_dim, depth, 1.0, results, head_dim, Into::Overwrite);
-            }
+            block.mix(probabilities, values, head_dim, 1.0, results);
             scale_rows(level, results, inverses);
             for (row, result) in results.chunks_exact(head_dim).enumerate() {
                 // SAFETY: this task alone has the rows first..first + rows of head h in sequence b.

@@ -1,10 +1,10 @@
 //! Where queries, keys and values stand, and the pieces that scratch is cut into.
 
-use crate::ops::Values;
 use crate::ops::attention::{BLOCK, Inputs, Shape};
 use crate::ops::dropout::{self, Mask};
-use crate::ops::product::{Matrix, Operand, PANEL_COLUMNS, PANEL_ROWS, Precision, Side, panel_words};
+use crate::ops::product::{Depth, Matrix, Operand, PANEL_COLUMNS, PANEL_ROWS, Panels, Precision, Side, panel_words};
 use crate::ops::simd::{LANES, Level};
+use crate::ops::{Into, Values};
 use std::ops::Range;
 
 /// One of q, k, v: rows of `row_stride`, of which this operand has the columns from `column` on.
@@ -71,10 +71,38 @@ impl Block {
     }
 
     /// The panels of the block's rows: the place of the first row, and the keys that the panel's rows need.
-    pub fn panels(&self) -> impl Iterator<Item = (usize, Range<usize>)> {
+    fn panels(&self) -> impl Iterator<Item = (usize, Range<usize>)> {
         (0..self.rows)
             .step_by(PANEL_ROWS)
             .map(|row| (row, self.from_key..self.first + (row + PANEL_ROWS).min(self.rows)))
+    }
+
+    /// scores (rows of `stride`, columns from `from_key` on) = scale * rows . keys, for the keys that each panel's rows
+    /// need: `rows` [rows, head_dim] and `keys` [T, head_dim] are packed with their heads as depth.
+    pub fn scores(&self, rows: Panels, keys: Panels, head_dim: usize, scale: f32, scores: &mut [f32], stride: usize) {
+        let depth = Depth { of_a: 0, of_b: 0, depth: head_dim };
+        for (row, seen) in self.panels() {
+            rows.multiply(
+                row / PANEL_ROWS,
+                keys,
+                seen,
+                depth,
+                scale,
+                &mut scores[row * stride..],
+                stride,
+                Into::Overwrite,
+            );
+        }
+    }
+
+    /// results [rows, head_dim] = scale * weights . values: `weights` are packed rows of the block, whose depth begins at
+    /// `from_key` and which are 0 where a row sees no key; `values` are packed with all keys as depth.
+    pub fn mix(&self, weights: Panels, values: Panels, head_dim: usize, scale: f32, results: &mut [f32]) {
+        for (row, seen) in self.panels() {
+            let depth = Depth { of_a: 0, of_b: self.from_key, depth: seen.len() };
+            let results = &mut results[row * head_dim..];
+            weights.multiply(row / PANEL_ROWS, values, 0..head_dim, depth, scale, results, head_dim, Into::Overwrite);
+        }
     }
 
     /// The panels of its keys: the place of the first key after `from_key`, and the first of the block's rows that sees one

@@ -293,7 +293,7 @@ fn dropped_probabilities_give_the_values_and_gradients_of_the_masked_softmax() {
 fn documents_apart_have_the_bits_that_each_has_alone() {
     let lengths = [64, 1, 300, 7, 2, 33, 48, 31, 100];
     let total = lengths.iter().sum();
-    // The last one's products of long documents come to our f32 kernel, where the processor has it.
+    // Heads of one panel of columns, of two and of four.
     for (heads, kv_heads, head_dim) in [(3, 1, 20), (4, 4, 64), (2, 1, 160)] {
         let shape = Shape { batch: 1, sequence: total, heads, kv_heads, head_dim };
         let [q, k, v, _] = problem(shape);
