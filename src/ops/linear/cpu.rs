@@ -1,9 +1,8 @@
-//! The linear layer on the CPU: products over the whole pool, bias and residual preset in y and accumulated onto.
+//! The linear layer on the CPU: products over the whole pool, bias and residual added as y is written.
 
 use super::few_rows::{self, FEW_ROWS};
 use super::{Dims, Orientation, Weight};
-use crate::ops::parallel::rows_a_piece;
-use crate::ops::product::{self, Matrix, Numbers, Size, Threads, multiply_in};
+use crate::ops::product::{self, Matrix, Numbers, Plus, Size, Threads, multiply_in, multiply_plus};
 use crate::ops::simd::{Level, kernel};
 use crate::ops::values::each_kind;
 use crate::ops::{Gradient, Into, Number, Values};
@@ -36,9 +35,8 @@ pub fn forward<'a>(
         };
         return few_rows::forward(&x, weight, bias, residual, y);
     }
-    let into = preset(bias, residual, y, outputs);
-    let size = Size { m: rows, k: inputs, n: outputs };
-    multiply_in(precision, Threads::All, size, x.row_major(inputs), in_out(weight), 1.0, y, outputs, into);
+    let (size, plus) = (Size { m: rows, k: inputs, n: outputs }, Plus { bias, residual });
+    multiply_plus(precision, size, x.row_major(inputs), in_out(weight), plus, y);
 }
 
 /// Whether a row of [`forward`] has the same bits among `many` rows as among `few` (at most as many).
@@ -103,38 +101,6 @@ fn in_out(weight: Weight) -> Matrix {
 fn rows_of(what: &str, len: usize, columns: usize) -> usize {
     assert!(columns > 0 && len.is_multiple_of(columns), "{what}: not whole rows of {columns}");
     len / columns
-}
-
-/// Fills y with what the product is added to, and says whether there is anything to add to.
-fn preset(bias: Option<&[f32]>, residual: Option<&[f32]>, y: &mut [f32], outputs: usize) -> Into {
-    let piece = rows_a_piece(outputs) * outputs;
-    let level = Level::current();
-    match (bias, residual) {
-        (None, None) => return Into::Overwrite,
-        (Some(bias), None) => y.par_chunks_mut(piece).for_each(|y| {
-            y.chunks_exact_mut(outputs).for_each(|y| y.copy_from_slice(bias));
-        }),
-        (None, Some(residual)) => {
-            y.par_chunks_mut(piece)
-                .zip(residual.par_chunks(piece))
-                .for_each(|(y, residual)| y.copy_from_slice(residual));
-        }
-        (Some(bias), Some(residual)) => y
-            .par_chunks_mut(piece)
-            .zip(residual.par_chunks(piece))
-            .for_each(|(y, residual)| biased_rows(level, residual, bias, y)),
-    }
-    Into::Accumulate
-}
-
-kernel! {
-    fn biased_rows(residual: &[f32], bias: &[f32], y: &mut [f32]) {
-        for (y, residual) in y.chunks_exact_mut(bias.len()).zip(residual.chunks_exact(bias.len())) {
-            for ((y, residual), bias) in y.iter_mut().zip(residual).zip(bias) {
-                *y = residual + bias;
-            }
-        }
-    }
 }
 
 kernel! {

@@ -8,8 +8,8 @@
 use super::instructions::{Instructions, Word};
 use super::pack::{self, Part, panel_stride};
 use super::scratch;
-use super::tile::{COLUMNS, Kernel, ROWS, Tile};
-use super::{Into, Matrix, Size, Threads};
+use super::tile::{COLUMNS, Kernel, ROWS, Rows, Tile};
+use super::{Into, Matrix, Plus, Size, Threads};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -72,6 +72,7 @@ struct Job<'a> {
     c: *mut f32,
     c_row_stride: usize,
     into: Into,
+    plus: Plus<'a>,
     packing: Progress,
     multiplying: Progress,
 }
@@ -115,7 +116,7 @@ impl Progress {
     }
 }
 
-/// C [m, n] (+)= scale * A B with the kernel and the packing of `instructions` for `word`.
+/// C [m, n] (+)= scale * A B + `plus` with the kernel and the packing of `instructions` for `word`.
 ///
 /// # Safety
 /// The operands cover their matrices, C may be written through `c`, nothing is empty, and the processor has the
@@ -132,6 +133,7 @@ pub(super) unsafe fn multiply(
     c: *mut f32,
     c_row_stride: usize,
     into: Into,
+    plus: Plus,
 ) {
     let Size { m, k, n } = size;
     let steps = k.div_ceil(word.numbers());
@@ -165,6 +167,7 @@ pub(super) unsafe fn multiply(
             c,
             c_row_stride,
             into,
+            plus,
             packing: Progress::default(),
             multiplying: Progress::default(),
         };
@@ -284,15 +287,19 @@ impl Job<'_> {
         let (row, column) = (row * ROWS, column * COLUMNS);
         // SAFETY: the tile begins inside C and ends where C does.
         unsafe {
+            let c = self.c.add(row * self.c_row_stride + column);
+            let own = (block > 0 || self.into == Into::Accumulate).then_some((c.cast_const(), self.c_row_stride));
+            let n = self.size.n;
             let tile = Tile {
-                c: self.c.add(row * self.c_row_stride + column),
+                c,
                 row_stride: self.c_row_stride,
                 rows: ROWS.min(self.size.m - row),
-                columns: COLUMNS.min(self.size.n - column),
+                columns: COLUMNS.min(n - column),
                 scale: self.scale,
-                accumulate: block > 0 || self.into == Into::Accumulate,
+                addend: own.or(self.plus.residual.map(|residual| (residual.as_ptr().add(row * n + column), n))),
+                bias: self.plus.bias.filter(|_| block == 0).map(|bias| bias.as_ptr().add(column)),
             };
-            (self.kernel)(steps, a, b, &tile);
+            (self.kernel)(steps, Rows::panel(a), b, &tile);
         }
     }
 }

@@ -17,6 +17,7 @@ mod pack;
 #[cfg(target_arch = "x86_64")]
 mod pack_x86;
 mod panels;
+mod plus;
 mod scratch;
 mod tile;
 #[cfg(target_arch = "x86_64")]
@@ -28,6 +29,7 @@ pub use convert::narrow;
 use half::{bf16, f16};
 pub use instructions::Instructions;
 pub use panels::{Depth, PANEL_COLUMNS, PANEL_ROWS, Packing, Panels, Side, panel_words};
+pub use plus::Plus;
 
 /// What the operands of a product are rounded to; sums are f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -359,11 +361,31 @@ pub fn multiply_with(
     c_row_stride: usize,
     into: Into,
 ) {
+    let plus = Plus::default();
+    multiply_plus_with(instructions, precision, threads, size, a, b, scale, c, c_row_stride, into, plus);
+}
+
+/// [`multiply_with`], and `plus` added where the product is not accumulated.
+#[allow(clippy::too_many_arguments, reason = "a product has this many operands")]
+fn multiply_plus_with(
+    instructions: Instructions,
+    precision: Precision,
+    threads: Threads,
+    size: Size,
+    a: Matrix,
+    b: Matrix,
+    scale: f32,
+    c: &mut [f32],
+    c_row_stride: usize,
+    into: Into,
+    plus: Plus,
+) {
     let Size { m, k, n } = size;
     if m == 0 || n == 0 {
         return;
     }
     assert!(instructions.are_available(), "{instructions:?} on a processor without them");
+    assert!(plus.fits(m, n) && (plus.is_nothing() || into == Into::Overwrite), "what is added does not fit {size:?}");
     assert!(a.covers(m, k) && b.covers(k, n), "an operand is shorter than its matrix {size:?}");
     assert!(n <= c_row_stride && (m - 1) * c_row_stride + n <= c.len(), "the result is shorter than its matrix");
     if k == 0 {
@@ -375,8 +397,27 @@ pub fn multiply_with(
     let word = instructions.word(precision);
     // SAFETY: the assertions above keep every element inside the slices, and `c` is exclusive.
     unsafe {
-        blocks::multiply(instructions, word, threads, size, a, b, scale, c.as_mut_ptr(), c_row_stride, into);
+        blocks::multiply(instructions, word, threads, size, a, b, scale, c.as_mut_ptr(), c_row_stride, into, plus);
     }
+}
+
+/// C [m, n], contiguous, = A [m, k] * B [k, n] + `plus`, operands rounded as `precision` says, on all threads.
+///
+/// # Panics
+/// When a slice has not the size of its matrix.
+pub fn multiply_plus(precision: Precision, size: Size, a: Matrix, b: Matrix, plus: Plus, c: &mut [f32]) {
+    let Size { m, k, n } = size;
+    assert!(c.len() == m * n && plus.fits(m, n), "the result or what is added to it is not {m} x {n}");
+    if c.is_empty() {
+        return;
+    }
+    let all_f32 = precision == Precision::F32 && matches!((a, b), (Matrix::F32(_), Matrix::F32(_)));
+    if k == 0 || (all_f32 && !own_kernel_is_faster(size)) {
+        let into = plus.preset(c, n);
+        return multiply_in(precision, Threads::All, size, a, b, 1.0, c, n, into);
+    }
+    let (instructions, into) = (Instructions::best(), Into::Overwrite);
+    multiply_plus_with(instructions, precision, Threads::All, size, a, b, 1.0, c, n, into, plus);
 }
 
 #[cfg(test)]

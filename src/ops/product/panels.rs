@@ -3,8 +3,8 @@
 
 use super::instructions::{Instructions, Word};
 use super::pack::{Part, panel_stride};
-use super::tile::{COLUMNS, ROWS, Tile};
-use super::{Into, Matrix, Precision};
+use super::tile::{COLUMNS, ROWS, Rows, Tile};
+use super::{Into, Matrix, Operand, Precision};
 use crate::ops::simd::{Level, Set};
 use std::ops::Range;
 
@@ -43,6 +43,8 @@ pub struct Panels<'a> {
     words: &'a [u32],
     lines: usize,
     depth: usize,
+    /// Strides of lines and of depth, where A is read as it lies.
+    as_it_lies: Option<[usize; 2]>,
 }
 
 /// The part of a product's depth that is summed: `depth` numbers, which begin at different places of A and B.
@@ -91,7 +93,23 @@ impl Packing {
             let part = Part { first_line: 0, lines, first_depth: 0, depth, width, panel_stride: stride };
             self.instructions.pack(self.word, from, part, words);
         }
-        Panels { packing: self, side, words, lines, depth }
+        Panels { packing: self, side, words, lines, depth, as_it_lies: None }
+    }
+
+    /// A, whose lines are the first `lines` rows of `from`: read as it lies where the kernels can, which is where its numbers
+    /// are their words and its rows or its columns are contiguous; otherwise packed as by [`Self::pack`]. Products are the
+    /// same, bit for bit.
+    pub fn pack_if_needed<'a>(self, from: Matrix<'a>, lines: usize, depth: usize, words: &'a mut [u32]) -> Panels<'a> {
+        if let (Word::Exact, Matrix::F32(Operand { data, row_stride, column_stride })) = (self.word, from) {
+            // Of rows that adjoin the kernels read whole panels.
+            let read = if row_stride == 1 { lines.next_multiple_of(ROWS) } else { lines };
+            let contiguous = row_stride == 1 || column_stride == 1;
+            if contiguous && from.covers(read, depth) {
+                let (words, as_it_lies) = (bytemuck::cast_slice(data), Some([row_stride, column_stride]));
+                return Panels { packing: self, side: Side::A, words, lines, depth, as_it_lies };
+            }
+        }
+        self.pack(Side::A, from, lines, depth, words)
     }
 }
 
@@ -134,15 +152,23 @@ impl Panels<'_> {
             let (width, all) = (panels.side.width(), panels.packing.steps(panels.depth));
             panels.words[panel * panel_stride(all, width) + from / word.numbers() * width..].as_ptr()
         };
-        let a = line(&self, panel, of_a);
+        let a = match self.as_it_lies {
+            None => Rows::panel(line(&self, panel, of_a)),
+            Some([row_stride, step_stride]) => {
+                let first = self.words[panel * ROWS * row_stride + of_a * step_stride..].as_ptr();
+                Rows { first, row_stride, step_stride }
+            }
+        };
         for first in (0..width).step_by(COLUMNS) {
+            let c = c[first..].as_mut_ptr();
             let tile = Tile {
-                c: c[first..].as_mut_ptr(),
+                c,
                 row_stride: c_row_stride,
                 rows,
                 columns: COLUMNS.min(width - first),
                 scale,
-                accumulate: into == Into::Accumulate,
+                addend: (into == Into::Accumulate).then_some((c.cast_const(), c_row_stride)),
+                bias: None,
             };
             // SAFETY: the assertions above keep the tile inside `c`, which is exclusive, and the steps inside the panels;
             // `Packing::new` asked the processor for the instructions.
@@ -194,6 +220,43 @@ mod tests {
                         let name = format!("{instructions:?} {precision:?} {columns:?} {depth:?} at {row}, {column}");
                         assert!((f64::from(found) - expected).abs() < 2e-5, "{name}: {found} is not {expected}");
                     }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_and_columns_read_as_they_lie_give_the_bits_of_packed_ones() {
+        let (m, k, n) = (21, 45, 64);
+        let numbers = normal(1, 24 * 48);
+        let b = normal(2, n * k);
+        // Rows of 48 numbers, columns of 24: what stands beyond the operand is not its own, and must not matter.
+        let rows = Operand { data: &numbers[..], row_stride: 48, column_stride: 1 };
+        let columns = Operand { data: &numbers[..], row_stride: 1, column_stride: 24 };
+        let too_short = Operand { data: &numbers[..(k - 1) * 24 + m], ..columns };
+        for instructions in Instructions::available() {
+            for (a, precision, in_place) in [
+                (rows, Precision::F32, true),
+                (columns, Precision::F32, true),
+                (too_short, Precision::F32, false),
+                (rows, Precision::Bf16, false),
+            ] {
+                let packing = Packing { instructions, word: instructions.word(precision) };
+                let mut words = [m, n].map(|lines| vec![0; panel_words(Side::B, lines, k)]);
+                let [packed_words, b_words] = &mut words;
+                let b = packing.pack(Side::B, Operand::row_major(&b, k).into(), n, k, b_words);
+                let packed = packing.pack(Side::A, a.into(), m, k, packed_words);
+                let mut words = vec![0; panel_words(Side::A, m, k)];
+                let as_it_lies = packing.pack_if_needed(a.into(), m, k, &mut words);
+                assert_eq!(as_it_lies.as_it_lies.is_some(), in_place, "{instructions:?} {precision:?}");
+                for (panel, of_a, depth) in [(0, 0, 45), (2, 2, 43), (1, 4, 12)] {
+                    let depth = Depth { of_a, of_b: 0, depth };
+                    let [expected, found] = [packed, as_it_lies].map(|a| {
+                        let mut c = vec![7.0f32; 8 * n];
+                        a.multiply(panel, b, 0..n, depth, 0.5, &mut c, n, Into::Accumulate);
+                        c.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+                    });
+                    assert_eq!(expected, found, "{instructions:?} {precision:?} panel {panel}, {depth:?}");
                 }
             }
         }

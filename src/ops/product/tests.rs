@@ -1,6 +1,7 @@
 //! Products against their definition in f64: every instruction set, precision, layout and number of threads.
 
 use super::*;
+use crate::ops::testing::normal;
 use crate::random::{Stream, generator, uniform};
 
 /// A [k, n] operand lying by rows, or by columns.
@@ -330,5 +331,35 @@ fn a_row_of_an_f32_product_keeps_its_bits_where_that_is_said() {
     // What a small LLaMA's layers have, whichever kernel takes them.
     for (k, n) in [(576, 576), (576, 192), (576, 1536), (1536, 576)] {
         assert!(rows_keep_their_bits(Precision::F32, 38, 1500, k, n) || (k, n) == (576, 192), "{k} x {n}");
+    }
+}
+
+#[test]
+fn bias_and_residual_are_added_as_by_accumulating_onto_them() {
+    // Depths of one block and of three, tiles at every edge, either operand shared.
+    for (m, k, n) in [(1, 3, 5), (21, 45, 130), (130, 40, 20), (19, 2000, 97)] {
+        let (a, b) = (normal(1, m * k), normal(2, k * n));
+        let (a, b) = (Operand::row_major(&a[..], k), Operand::row_major(&b[..], n));
+        let (bias, residual) = (normal(3, n), normal(4, m * n));
+        for bias in [None, Some(&bias[..])] {
+            for residual in [None, Some(&residual[..])] {
+                let plus = Plus { bias, residual };
+                for precision in [Precision::F32, Precision::Bf16] {
+                    for instructions in Instructions::available() {
+                        let (mut expected, mut found) = (vec![f32::NAN; m * n], vec![f32::NAN; m * n]);
+                        let (size, threads) = (Size { m, k, n }, Threads::All);
+                        let into = plus.preset(&mut expected, n);
+                        let (a, b) = (a.into(), b.into());
+                        multiply_with(instructions, precision, threads, size, a, b, 1.0, &mut expected, n, into);
+                        let c = &mut found;
+                        let into = Into::Overwrite;
+                        multiply_plus_with(instructions, precision, threads, size, a, b, 1.0, c, n, into, plus);
+                        let [expected, found] =
+                            [expected, found].map(|c| c.into_iter().map(f32::to_bits).collect::<Vec<_>>());
+                        assert_eq!(expected, found, "{m} x {k} x {n} {instructions:?} {precision:?} {plus:?}");
+                    }
+                }
+            }
+        }
     }
 }

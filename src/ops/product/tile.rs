@@ -5,7 +5,7 @@ pub(super) const ROWS: usize = 8;
 /// Columns of a tile: lines of a panel of B.
 pub(super) const COLUMNS: usize = 48;
 
-/// Where a tile goes: C = scale * sum, or C += scale * sum.
+/// Where a tile goes: C = scale * sum + (addend + bias).
 #[derive(Clone, Copy)]
 pub(super) struct Tile {
     /// Its first element; `rows` rows of `columns` elements from there on are written.
@@ -14,33 +14,74 @@ pub(super) struct Tile {
     pub rows: usize,
     pub columns: usize,
     pub scale: f32,
-    pub accumulate: bool,
+    /// What is added, row by row, and the elements between its rows: C itself, or a residual.
+    pub addend: Option<(*const f32, usize)>,
+    /// What is added to each row.
+    pub bias: Option<*const f32>,
 }
 
-/// Sums a tile over `steps` words of a panel of A ([steps][ROWS]) and of B ([steps][COLUMNS]).
+/// The rows of A that a tile is computed from: the word of a row and a step is
+/// `first[row * row_stride + step * step_stride]`, where one of the strides is 1.
+#[derive(Clone, Copy)]
+pub(super) struct Rows {
+    pub first: *const u32,
+    pub row_stride: usize,
+    pub step_stride: usize,
+}
+
+impl Rows {
+    /// A panel: [steps][ROWS].
+    pub fn panel(first: *const u32) -> Self {
+        Self { first, row_stride: 1, step_stride: ROWS }
+    }
+
+    /// Where `N` rows from `row` on begin, of which only `rows` need be there: a row beyond them is the last one again.
+    pub fn starts<const N: usize>(&self, row: usize, rows: usize) -> [*const u32; N] {
+        // SAFETY: callers ask for rows that are there.
+        std::array::from_fn(|i| unsafe { self.first.add((row + i).min(rows - 1) * self.row_stride) })
+    }
+}
+
+/// Sums a tile over `steps` words of `tile.rows` rows of A and of a panel of B ([steps][COLUMNS]).
 ///
-/// Unsafe: panels and tile must be in memory that the call may read and write, and the processor must have the
-/// kernel's instructions.
-pub(super) type Kernel = unsafe fn(steps: usize, a: *const u32, b: *const u32, tile: &Tile);
+/// Unsafe: rows, panel and tile must be in memory that the call may read and write (of rows that adjoin, all [`ROWS`] are
+/// read), and the processor must have the kernel's instructions.
+pub(super) type Kernel = unsafe fn(steps: usize, a: Rows, b: *const u32, tile: &Tile);
 
 impl Tile {
     /// The part of the tile from (`row`, `column`) on, at most `rows` x `columns` large.
     pub fn part(&self, row: usize, column: usize, rows: usize, columns: usize) -> Self {
         // SAFETY: callers ask for places inside the tile.
-        let c = unsafe { self.c.add(row * self.row_stride + column) };
-        Self { c, rows: rows.min(self.rows - row), columns: columns.min(self.columns - column), ..*self }
+        unsafe {
+            Self {
+                c: self.c.add(row * self.row_stride + column),
+                rows: rows.min(self.rows - row),
+                columns: columns.min(self.columns - column),
+                addend: self.addend.map(|(addend, stride)| (addend.add(row * stride + column), stride)),
+                bias: self.bias.map(|bias| bias.add(column)),
+                ..*self
+            }
+        }
     }
 
     /// Writes the sums of its rows, `stride` numbers apart.
     ///
     /// # Safety
-    /// The tile lies in memory that the caller may write.
+    /// The tile lies in memory that the caller may write, what is added to it in memory that may be read.
     pub unsafe fn write(&self, sums: &[f32], stride: usize) {
-        for i in 0..self.rows {
-            // SAFETY: row i of the tile, see above.
-            let row = unsafe { std::slice::from_raw_parts_mut(self.c.add(i * self.row_stride), self.columns) };
-            for (c, sum) in row.iter_mut().zip(&sums[i * stride..]) {
-                *c = if self.accumulate { *c + self.scale * sum } else { self.scale * sum };
+        for (i, sums) in sums.chunks(stride).take(self.rows).enumerate() {
+            for (j, &sum) in sums.iter().take(self.columns).enumerate() {
+                // SAFETY: element (i, j) of the tile, see above.
+                unsafe {
+                    let addend = self.addend.map(|(addend, stride)| *addend.add(i * stride + j));
+                    let bias = self.bias.map(|bias| *bias.add(j));
+                    let value = match (addend, bias) {
+                        (None, None) => self.scale * sum,
+                        (Some(one), None) | (None, Some(one)) => one + self.scale * sum,
+                        (Some(addend), Some(bias)) => addend + bias + self.scale * sum,
+                    };
+                    *self.c.add(i * self.row_stride + j) = value;
+                }
             }
         }
     }
@@ -50,22 +91,23 @@ impl Tile {
 ///
 /// # Safety
 /// See [`Kernel`].
-pub(super) unsafe fn portable(steps: usize, a: *const u32, b: *const u32, tile: &Tile) {
+pub(super) unsafe fn portable(steps: usize, a: Rows, b: *const u32, tile: &Tile) {
     // As many sums at a time as 16 registers of four hold.
     const PART_ROWS: usize = 4;
     const PART_COLUMNS: usize = 8;
     for row in (0..tile.rows).step_by(PART_ROWS) {
+        let starts: [_; PART_ROWS] = a.starts(row, tile.rows);
         for column in (0..tile.columns).step_by(PART_COLUMNS) {
             let mut sums = [[0.0f32; PART_COLUMNS]; PART_ROWS];
             for step in 0..steps {
-                // SAFETY: the panels hold `steps` steps of ROWS and COLUMNS words, both multiples of the part's.
+                // SAFETY: rows and panel hold `steps` steps, the panel of COLUMNS words, a multiple of the part's.
                 let (a, b) = unsafe {
-                    let a = &*a.add(step * ROWS + row).cast::<[u32; PART_ROWS]>();
+                    let a = starts.map(|start| *start.add(step * a.step_stride));
                     (a, &*b.add(step * COLUMNS + column).cast::<[u32; PART_COLUMNS]>())
                 };
                 for (sums, a) in sums.iter_mut().zip(a) {
                     for (sum, b) in sums.iter_mut().zip(b) {
-                        *sum += f32::from_bits(*a) * f32::from_bits(*b);
+                        *sum += f32::from_bits(a) * f32::from_bits(*b);
                     }
                 }
             }

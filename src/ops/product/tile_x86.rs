@@ -1,6 +1,6 @@
 //! Kernels for x86-64: AVX-512 with bf16 pairs, AVX-512 and AVX2 with f32 words.
 
-use super::tile::{COLUMNS, ROWS, Tile};
+use super::tile::{COLUMNS, ROWS, Rows, Tile};
 use std::arch::x86_64::*;
 
 /// Lanes of a 512-bit register of f32.
@@ -16,41 +16,54 @@ macro_rules! avx512_kernel {
         ///
         /// # Safety
         /// See [`super::tile::Kernel`].
-        pub(super) unsafe fn $name(steps: usize, a: *const u32, b: *const u32, tile: &Tile) {
+        pub(super) unsafe fn $name(steps: usize, a: Rows, b: *const u32, tile: &Tile) {
             // SAFETY: the caller's promise; narrow tiles only leave registers of zeros out.
             unsafe {
-                match tile.columns.div_ceil(WIDE) {
-                    0 | 1 => $sums::<1>(steps, a, b, tile),
-                    2 => $sums::<2>(steps, a, b, tile),
-                    _ => $sums::<3>(steps, a, b, tile),
+                match (a.row_stride, tile.columns.div_ceil(WIDE)) {
+                    (1, 0 | 1) => $sums::<1, true>(steps, a, b, tile),
+                    (1, 2) => $sums::<2, true>(steps, a, b, tile),
+                    (1, _) => $sums::<3, true>(steps, a, b, tile),
+                    (_, 0 | 1) => $sums::<1, false>(steps, a, b, tile),
+                    (_, 2) => $sums::<2, false>(steps, a, b, tile),
+                    (_, _) => $sums::<3, false>(steps, a, b, tile),
                 }
             }
         }
 
         #[target_feature(enable = $features)]
-        unsafe fn $sums<const REGISTERS: usize>(steps: usize, a: *const u32, b: *const u32, tile: &Tile) {
-            // SAFETY: the panels hold `steps` steps of ROWS and COLUMNS words, and the tile may be written.
+        unsafe fn $sums<const REGISTERS: usize, const ADJOINING_ROWS: bool>(
+            steps: usize,
+            a: Rows,
+            b: *const u32,
+            tile: &Tile,
+        ) {
+            // SAFETY: rows and panel hold `steps` steps, and the tile may be written.
             unsafe {
                 for row in 0..tile.rows {
                     for register in 0..REGISTERS {
                         // The sums take long enough for these lines to arrive.
                         _mm_prefetch::<_MM_HINT_ET0>(tile.c.wrapping_add(row * tile.row_stride + register * WIDE).cast());
+                        if let Some((addend, stride)) = tile.addend {
+                            _mm_prefetch::<_MM_HINT_T0>(addend.wrapping_add(row * stride + register * WIDE).cast());
+                        }
                     }
                 }
                 let mut sums = [[_mm512_setzero_ps(); REGISTERS]; ROWS];
-                let (mut a, mut b) = (a, b);
-                for _ in 0..steps {
+                let starts: [_; ROWS] = a.starts(0, tile.rows);
+                let (mut first, mut b) = (a.first, b);
+                for step in 0..steps {
                     let mut columns = [_mm512_setzero_si512(); REGISTERS];
                     for (register, column) in columns.iter_mut().enumerate() {
                         *column = _mm512_loadu_si512(b.add(register * WIDE).cast());
                     }
                     for (row, sums) in sums.iter_mut().enumerate() {
-                        let broadcast = _mm512_set1_epi32(*a.add(row) as i32);
+                        let word = if ADJOINING_ROWS { *first.add(row) } else { *starts[row].add(step) };
+                        let broadcast = _mm512_set1_epi32(word as i32);
                         for (sum, column) in sums.iter_mut().zip(columns) {
                             *sum = $multiply_add(*sum, broadcast, column);
                         }
                     }
-                    a = a.add(ROWS);
+                    first = first.wrapping_add(a.step_stride);
                     b = b.add(COLUMNS);
                 }
                 let scale = _mm512_set1_ps(tile.scale);
@@ -62,10 +75,23 @@ macro_rules! avx512_kernel {
                         // The tile's columns in this register.
                         let mask = (0xffff_ffffu32 >> (32 - (tile.columns - register * WIDE).min(WIDE))) as u16;
                         let c = tile.c.add(row * tile.row_stride + register * WIDE);
-                        let value = if tile.accumulate {
-                            _mm512_fmadd_ps(*sum, scale, _mm512_maskz_loadu_ps(mask, c))
-                        } else {
-                            _mm512_mul_ps(*sum, scale)
+                        // No closures: what passes a vector through the standard library's functions goes by memory.
+                        let value = match (tile.addend, tile.bias) {
+                            (None, None) => _mm512_mul_ps(*sum, scale),
+                            (Some((addend, stride)), None) => {
+                                let addend = addend.add(row * stride + register * WIDE);
+                                _mm512_fmadd_ps(*sum, scale, _mm512_maskz_loadu_ps(mask, addend))
+                            }
+                            (None, Some(bias)) => {
+                                let bias = bias.add(register * WIDE);
+                                _mm512_fmadd_ps(*sum, scale, _mm512_maskz_loadu_ps(mask, bias))
+                            }
+                            (Some((addend, stride)), Some(bias)) => {
+                                let addend = addend.add(row * stride + register * WIDE);
+                                let addend = _mm512_maskz_loadu_ps(mask, addend);
+                                let bias = _mm512_maskz_loadu_ps(mask, bias.add(register * WIDE));
+                                _mm512_fmadd_ps(*sum, scale, _mm512_add_ps(addend, bias))
+                            }
                         };
                         if mask == 0xffff {
                             _mm512_storeu_ps(c, value);
@@ -104,25 +130,25 @@ avx512_kernel!(
 /// # Safety
 /// See [`super::tile::Kernel`].
 #[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn avx2(steps: usize, a: *const u32, b: *const u32, tile: &Tile) {
+pub(super) unsafe fn avx2(steps: usize, a: Rows, b: *const u32, tile: &Tile) {
     const PART_ROWS: usize = 4;
     const REGISTERS: usize = 3;
     const PART_COLUMNS: usize = REGISTERS * HALF;
     for row in (0..tile.rows).step_by(PART_ROWS) {
+        let starts: [_; PART_ROWS] = a.starts(row, tile.rows);
         for column in (0..tile.columns).step_by(PART_COLUMNS) {
-            // SAFETY: the panels hold `steps` steps of ROWS and COLUMNS words, and the tile may be written.
+            // SAFETY: rows and panel hold `steps` steps, and the tile may be written.
             unsafe {
-                let (mut a, mut b) = (a.add(row), b.add(column).cast::<f32>());
+                let mut b = b.add(column).cast::<f32>();
                 let mut sums = [[_mm256_setzero_ps(); REGISTERS]; PART_ROWS];
-                for _ in 0..steps {
+                for step in 0..steps {
                     let columns = [_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(HALF)), _mm256_loadu_ps(b.add(2 * HALF))];
                     for (row, sums) in sums.iter_mut().enumerate() {
-                        let broadcast = _mm256_set1_ps(f32::from_bits(*a.add(row)));
+                        let broadcast = _mm256_set1_ps(f32::from_bits(*starts[row].add(step * a.step_stride)));
                         for (sum, column) in sums.iter_mut().zip(columns) {
                             *sum = _mm256_fmadd_ps(broadcast, column, *sum);
                         }
                     }
-                    a = a.add(ROWS);
                     b = b.add(COLUMNS);
                 }
                 let mut numbers = [0.0f32; PART_ROWS * PART_COLUMNS];

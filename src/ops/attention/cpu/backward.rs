@@ -180,7 +180,7 @@ impl HeadTask<'_> {
         drop(p);
 
         let [p, ds] = [&*p, &*ds].map(|scores| Matrix::from(Operand::row_major(scores, stride)));
-        let weights = packing.pack(Side::A, ds, rows, columns, score_panels);
+        let weights = packing.pack_if_needed(ds, rows, columns, score_panels);
         block.mix(weights, head.keys_in_depth, head_dim, self.scale, dq);
         for (row, dq) in dq.chunks_exact(head_dim).enumerate() {
             // SAFETY: this task alone has the rows of query head `h` in sequence `b`, and dq, dk, dv lie apart.
@@ -190,7 +190,7 @@ impl HeadTask<'_> {
             [(ds, queries, queries_in_depth, self.scale, dk), (p, dy, dy_in_depth, 1.0, dv)]
         {
             let rows_of_b = packing.pack(Side::B, rows_of_b.transposed(), head_dim, rows, words);
-            let keys = packing.pack(Side::A, scores.transposed(), columns, rows, score_panels);
+            let keys = packing.pack_if_needed(scores.transposed(), columns, rows, score_panels);
             for (key, row) in block.key_panels() {
                 let depth = Depth { of_a: row, of_b: row, depth: rows - row };
                 let (panel, gradient) = (key / PANEL_ROWS, &mut gradient[(from_key + key) * head_dim..]);

@@ -77,7 +77,7 @@ pub fn forward<'a>(
                 drop_probabilities(level, mask, head_index * sequence + first, from_key, columns, stride, scores);
             }
             let probabilities = Operand::row_major(&*scores, stride).into();
-            let probabilities = packing.pack(Side::A, probabilities, rows, columns, probability_words);
+            let probabilities = packing.pack_if_needed(probabilities, rows, columns, probability_words);
             block.mix(probabilities, values, head_dim, 1.0, results);
             scale_rows(level, results, inverses);
             for (row, result) in results.chunks_exact(head_dim).enumerate() {

@@ -118,9 +118,10 @@ pub fn rows_of(shape: Shape, first: usize) -> usize {
     BLOCK.min(shape.sequence - first)
 }
 
-/// Elements between rows of a block of scores: whole registers.
+/// Elements between rows of a block of scores: an odd number of registers, so that equal columns of its rows do not compete
+/// for one set of the first-level cache.
 pub fn score_stride(shape: Shape) -> usize {
-    shape.sequence.next_multiple_of(LANES)
+    (shape.sequence.div_ceil(LANES) | 1) * LANES
 }
 
 /// Puts a block of rows, of which the first one is row `query` of the mask and has the keys from `from_key` on, under
