@@ -104,7 +104,7 @@ fn a_comparison_pairs_its_runs_and_goes_on_where_it_was_left() {
     let compare = |more: &[&str]| {
         let mut command = vrtrain();
         command.args(["compare", "--config", &config, "--optimizers", "vradam,adamw,sgd", "--json", "--out"]);
-        command.arg(&out).args(["--set-for", "sgd:optimizer.lr=1e-3"]).args(more);
+        command.arg(&out).args(["--set", "optimizer.lr=2e-3", "--set-for", "sgd:optimizer.lr=1e-3"]).args(more);
         command
     };
     let results = json(&succeed(&mut compare(&["--seeds", "1,2"])));
@@ -118,6 +118,12 @@ fn a_comparison_pairs_its_runs_and_goes_on_where_it_was_left() {
     }
     assert!(rows[0]["difference"]["mean"].is_number() && rows[1]["difference"].is_null());
     assert_eq!(rows[1]["time_against_adamw"], 1.0);
+    // What the command line sets holds for every optimizer, what it sets for one comes after it.
+    for (name, lr) in [("vradam", 2e-3), ("adamw", 2e-3), ("sgd", 1e-3)] {
+        let path = out.join("runs").join(format!("{name}-seed-1")).join("config.toml");
+        let config: toml::Table = std::fs::read_to_string(path).expect("a config").parse().expect("TOML");
+        assert_eq!(config["optimizer"]["lr"].as_float(), Some(lr), "{name}");
+    }
     let hash = |name: &str| std::fs::read(out.join("runs").join(name).join("initial.sha256")).expect("a hash");
     assert_eq!(hash("vradam-seed-1"), hash("sgd-seed-1"));
     assert_ne!(hash("vradam-seed-1"), hash("vradam-seed-2"));
@@ -151,6 +157,7 @@ fn wrong_comparisons_are_refused_before_anything_is_made() {
         (vec!["--config", &config, "--optimizers", "vradam,vradam"], "given twice"),
         (vec!["--config", &config, "--optimizers", "vradam,sgd", "--baseline", "lion"], "lion"),
         (vec!["--config", &config, "--optimizers", "vradam,sgd", "--set-for", "sgd:optimizer.beta3=2"], "beta3"),
+        (vec!["--config", &config, "--optimizers", "vradam,sgd", "--set", "optimizer.beta3=2"], "beta3"),
         (vec!["--config", &config, "--optimizers", "vradam,sgd", "--seeds", "1,1"], "given twice"),
         (vec!["--task", "imagenet", "--optimizers", "vradam,sgd"], "gridworld"),
         (vec!["--optimizers", "vradam,sgd"], "--task"),
@@ -221,8 +228,7 @@ fn bad_studies_are_refused_with_reasons() {
     // A rate at which everything diverges: a study of failures alone is an error, not a result.
     let arguments = ["tune", "search", "--config", &config, "--trials", "5", "--optimizer", "sgd"];
     let ranges = ["--set", "optimizer.lr=1e30", "--range", "optimizer.lr=1e20..1e35:log"];
-    let output =
-        run(vrtrain().args(arguments).args(["--set", "optimizer.name=sgd"]).args(ranges).arg("--out").arg(&out));
+    let output = run(vrtrain().args(arguments).args(ranges).arg("--out").arg(&out));
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     assert!(stderr(&output).contains("none of the first"), "{}", stderr(&output));
 }

@@ -43,6 +43,8 @@ pub struct Base {
     /// The resolved config: complete, paths absolute.
     pub text: String,
     runner: Runner,
+    /// What the command line sets in `[optimizer]`: it holds for every optimizer that the config is given.
+    optimizer_assignments: Vec<String>,
 }
 
 impl Base {
@@ -83,7 +85,12 @@ impl Base {
             let runner = if settings.is_set("data.format") { Runner::Finetune } else { Runner::Pretrain };
             (runner, RunConfig::from_toml(text, file, name, folder, assignments)?.to_toml())
         };
-        Ok(Self { name: name.to_owned(), text, runner })
+        let of_optimizer = |text: &&String| {
+            let key = text.split('=').next().unwrap_or_default().trim();
+            key == "optimizer" || key.starts_with("optimizer.") && key != "optimizer.name"
+        };
+        let optimizer_assignments = assignments.iter().filter(of_optimizer).cloned().collect();
+        Ok(Self { name: name.to_owned(), text, runner, optimizer_assignments })
     }
 
     /// The number that the resolved config gives `key`, if it is there.
@@ -101,13 +108,17 @@ impl Base {
         Some(table.get("optimizer")?.get("name")?.as_str()?.to_owned())
     }
 
-    /// The same config with another optimizer, whose keys are its defaults; the config's own keeps its keys.
+    /// The same config with another optimizer, whose keys are its defaults and what the command line sets; the config's
+    /// own keeps its keys.
     pub fn with_optimizer(&self, name: &str) -> Result<Self> {
         if self.optimizer().as_deref() == Some(name) {
             return Ok(self.clone());
         }
-        let table = with_optimizer(&self.text, name, &[])?;
-        Ok(Self { text: table.to_string(), ..self.clone() })
+        let text = with_optimizer(&self.text, name, &[])?.to_string();
+        if self.optimizer_assignments.is_empty() {
+            return Ok(Self { text, ..self.clone() });
+        }
+        Self::resolve(&text, &self.name, &self.name, Path::new(""), &self.optimizer_assignments)
     }
 
     /// Whether the config can be run with `assignments`, as far as it tells by itself.
