@@ -1,25 +1,27 @@
-//! The convolution on the CPU: patches gathered row by row of the result, then matrix products on one thread each.
+//! The convolution on the CPU: images are copied with zeros around them, a few rows at a time, and every window is read
+//! where it lies in the copy.
 
 use super::Shape;
+use super::block::{Block, COLUMNS, Kernel, LANES, Start, Strided};
 use crate::ops::parallel::{SharedRows, add_parts, for_each_with_scratch};
-use crate::ops::product::{Operand, Size, Threads, multiply};
 use crate::ops::simd::{Level, kernel};
 use crate::ops::{Gradient, Into};
+use std::ops::Range;
 
-/// Elements of a patch matrix that a task aims at: 512 KiB, which a core's second cache holds.
-const PATCHES: usize = 1 << 17;
+/// Elements of padded images that a task aims at: 256 KiB of a core's second cache.
+const PADDED: usize = 1 << 16;
 /// Parts of the weight's gradient, summed in order.
 const PARTS: usize = 8;
 
-/// What patches are taken from: an image [H, W, C], spread out so that its elements stand `holes` apart with zeros
-/// between them, and where the patches of a result of `out_height` x `out_width` begin.
+/// Windows over images [H, W, C] that are spread out so that their elements stand `holes` apart with zeros between them,
+/// for a result of `out_height` x `out_width`.
 #[derive(Clone, Copy)]
-struct Gather {
+struct Windows {
     height: usize,
     width: usize,
     channels: usize,
     kernel: usize,
-    /// Distance of patches.
+    /// Distance of windows.
     stride: usize,
     /// Rows and columns of zeros before the image.
     padding: usize,
@@ -28,7 +30,7 @@ struct Gather {
     out_width: usize,
 }
 
-impl Gather {
+impl Windows {
     fn of_input(shape: Shape) -> Self {
         Self {
             height: shape.height,
@@ -59,75 +61,123 @@ impl Gather {
         }
     }
 
-    /// Elements of a patch.
-    fn columns(&self) -> usize {
-        self.kernel * self.kernel * self.channels
+    /// Elements of a window's row, which adjoin.
+    fn run(&self) -> usize {
+        self.kernel * self.channels
     }
 
-    /// Rows of the result (of one image and height each) that a task takes; more where the weight, which every task
-    /// packs anew, has many columns.
-    fn rows_a_task(&self, result_channels: usize) -> usize {
-        let pixels = (PATCHES / self.columns()).max(4 * result_channels);
-        (pixels / self.out_width).max(1)
+    /// Elements of a window.
+    fn depth(&self) -> usize {
+        self.kernel * self.run()
     }
 
-    /// The image row that a patch's row comes from, if it is not one of zeros.
-    fn source(&self, out: usize, tap: usize, len: usize) -> Option<usize> {
-        let place = (out * self.stride + tap).checked_sub(self.padding)?;
-        (place.is_multiple_of(self.holes) && place / self.holes < len).then_some(place / self.holes)
+    /// Elements of a padded line: what the windows of one row of the result cover.
+    fn line(&self) -> usize {
+        ((self.out_width - 1) * self.stride + self.kernel) * self.channels
     }
 
-    /// Fills `patches` [rows * out_width, columns] for the result's rows first..first + rows of a batch of images.
-    fn fill(&self, images: &[f32], first: usize, rows: usize, patches: &mut [f32]) {
-        let (row_len, line) = (self.kernel * self.channels, self.width * self.channels);
-        let columns = self.columns();
-        for (index, patches) in patches.chunks_exact_mut(self.out_width * columns).take(rows).enumerate() {
-            let (image, out_row) = ((first + index) / self.out_height, (first + index) % self.out_height);
-            let image = &images[image * self.height * line..][..self.height * line];
-            for tap in 0..self.kernel {
-                let source = self.source(out_row, tap, self.height).map(|row| &image[row * line..][..line]);
-                for (column, patch) in patches.chunks_exact_mut(columns).enumerate() {
-                    let patch = &mut patch[tap * row_len..][..row_len];
-                    match source {
-                        None => patch.fill(0.0),
-                        Some(source) if self.holes == 1 => self.contiguous(source, column, patch),
-                        Some(source) => self.spread(source, column, patch),
-                    }
-                }
+    /// Elements of the padded lines under `rows` rows of the result.
+    fn padded(&self, rows: usize) -> usize {
+        ((rows - 1) * self.stride + self.kernel) * self.line()
+    }
+
+    /// Rows of the result in a piece: whole images where they are small.
+    fn rows_a_piece(&self) -> usize {
+        (PADDED / (self.stride * self.line())).clamp(1, self.out_height)
+    }
+
+    fn pieces_an_image(&self) -> usize {
+        self.out_height.div_ceil(self.rows_a_piece())
+    }
+
+    /// The image, and the rows of the result in it, that a piece of a batch stands for.
+    fn piece(&self, piece: usize) -> (usize, Range<usize>) {
+        let (image, first) = (piece / self.pieces_an_image(), piece % self.pieces_an_image() * self.rows_a_piece());
+        (image, first..self.out_height.min(first + self.rows_a_piece()))
+    }
+
+    /// The padded lines under a piece of the result.
+    fn fill(&self, images: &[f32], piece: usize, padded: &mut [f32]) {
+        let (image, rows) = self.piece(piece);
+        let row_len = self.width * self.channels;
+        let image = &images[image * self.height * row_len..][..self.height * row_len];
+        let line = self.line();
+        for (index, target) in padded[..self.padded(rows.len())].chunks_exact_mut(line).enumerate() {
+            let place = (rows.start * self.stride + index).checked_sub(self.padding);
+            let row = place.filter(|place| place.is_multiple_of(self.holes)).map(|place| place / self.holes);
+            match row.filter(|&row| row < self.height) {
+                None => target.fill(0.0),
+                Some(row) => self.fill_line(&image[row * row_len..][..row_len], target),
             }
         }
     }
 
-    /// One row of a patch: a stretch of the image's row, with zeros where it sticks out.
-    fn contiguous(&self, source: &[f32], column: usize, patch: &mut [f32]) {
-        let start = column * self.stride;
-        let before = self.padding.saturating_sub(start).min(self.kernel);
-        let from = (start + before).saturating_sub(self.padding);
-        let taps = self.width.saturating_sub(from).min(self.kernel - before);
-        let (low, high) = (before * self.channels, (before + taps) * self.channels);
-        patch[..low].fill(0.0);
-        patch[low..high].copy_from_slice(&source[from * self.channels..][..high - low]);
-        patch[high..].fill(0.0);
-    }
-
-    fn spread(&self, source: &[f32], column: usize, patch: &mut [f32]) {
-        for (tap, patch) in patch.chunks_exact_mut(self.channels).enumerate() {
-            match self.source(column, tap, self.width) {
-                None => patch.fill(0.0),
-                Some(place) => patch.copy_from_slice(&source[place * self.channels..][..self.channels]),
+    fn fill_line(&self, row: &[f32], target: &mut [f32]) {
+        let before = (self.padding * self.channels).min(target.len());
+        if self.holes == 1 {
+            let end = target.len().min(before + row.len());
+            target[..before].fill(0.0);
+            target[before..end].copy_from_slice(&row[..end - before]);
+            target[end..].fill(0.0);
+        } else {
+            target.fill(0.0);
+            let places = target[before..].chunks_mut(self.holes * self.channels);
+            for (pixel, place) in row.chunks_exact(self.channels).zip(places) {
+                place[..self.channels].copy_from_slice(pixel);
             }
         }
     }
 }
 
+/// `columns` cut into blocks of nearly equal numbers of whole registers.
+fn column_blocks(columns: usize) -> impl Iterator<Item = Range<usize>> {
+    let registers = columns.div_ceil(LANES);
+    let blocks = registers.div_ceil(COLUMNS / LANES);
+    (0..blocks)
+        .map(move |block| registers * block / blocks * LANES..columns.min(registers * (block + 1) / blocks * LANES))
+}
+
+/// Length of a weight of `depth` x `columns` in blocks of columns.
+fn packed_len(depth: usize, columns: usize) -> usize {
+    depth * columns.next_multiple_of(LANES)
+}
+
+/// Writes a weight in blocks of columns, each [depth, columns of the block in whole registers], whose row `step` is made of
+/// what `row` gives: the row's numbers, `stride` apart.
+fn pack<'a>(columns: usize, depth: usize, stride: usize, row: impl Fn(usize) -> &'a [f32], packed: &mut [f32]) {
+    for block in column_blocks(columns) {
+        let width = block.len().next_multiple_of(LANES);
+        for (step, target) in packed[block.start * depth..].chunks_exact_mut(width).take(depth).enumerate() {
+            let (numbers, rest) = target.split_at_mut(block.len());
+            let row = &row(step)[block.start * stride..];
+            numbers.iter_mut().zip(row.iter().step_by(stride)).for_each(|(number, &value)| *number = value);
+            rest.fill(0.0);
+        }
+    }
+}
+
+/// Pieces whose padded lines a task holds at once for the weight's gradient.
+fn pieces_a_group(windows: &Windows) -> usize {
+    (PADDED / windows.padded(windows.rows_a_piece())).max(1)
+}
+
+/// Pieces in one part of the weight's gradient, and how many parts that makes.
+fn parts(windows: &Windows, batch: usize) -> (usize, usize) {
+    let pieces = batch * windows.pieces_an_image();
+    let pieces_a_part = pieces.div_ceil(PARTS).max(1);
+    (pieces_a_part, pieces.div_ceil(pieces_a_part))
+}
+
 /// Length of the scratch that every function here needs.
 pub fn scratch_len(shape: Shape) -> usize {
     let threads = rayon::current_num_threads();
-    let patches = |gather: Gather, channels: usize| gather.rows_a_task(channels) * gather.out_width * gather.columns();
-    let forward = threads * patches(Gather::of_input(shape), shape.outputs);
-    let backward = threads * patches(Gather::of_output(shape), shape.inputs) + shape.weight_len();
-    let part = shape.weight_len() + shape.outputs;
-    let weight = PARTS * part + threads * patches(Gather::of_input(shape), shape.outputs);
+    let of = |windows: Windows, columns: usize| {
+        packed_len(windows.depth(), columns) + threads * windows.padded(windows.rows_a_piece())
+    };
+    let windows = Windows::of_input(shape);
+    let (forward, backward) = (of(windows, shape.outputs), of(Windows::of_output(shape), shape.inputs));
+    let sums = parts(&windows, shape.batch).1 * (shape.weight_len() + shape.outputs);
+    let weight = sums + threads * pieces_a_group(&windows) * windows.padded(windows.rows_a_piece());
     forward.max(backward).max(weight)
 }
 
@@ -136,58 +186,79 @@ pub fn forward(shape: Shape, x: &[f32], weight: &[f32], bias: Option<&[f32]>, y:
     assert!(x.len() == shape.x_len() && y.len() == shape.y_len(), "convolution: lengths of x and y");
     assert_eq!(weight.len(), shape.weight_len(), "convolution: the weight's length");
     assert!(bias.is_none_or(|bias| bias.len() == shape.outputs), "convolution: the bias is not [O]");
-    let gather = Gather::of_input(shape);
-    let b = Operand::row_major(weight, gather.columns()).transposed();
-    convolve(gather, shape.batch, x, b, shape.outputs, bias, y, Into::Overwrite, scratch);
+    let windows = Windows::of_input(shape);
+    let depth = windows.depth();
+    let (packed, scratch) = scratch.split_at_mut(packed_len(depth, shape.outputs));
+    pack(shape.outputs, depth, depth, |step| &weight[step..], packed);
+    convolve(windows, shape.batch, x, packed, shape.outputs, bias, y, Into::Overwrite, scratch);
 }
 
 /// dx (+)= the gradient of x.
 pub fn backward_input(shape: Shape, dy: &[f32], weight: &[f32], dx: Gradient, scratch: &mut [f32]) {
     assert!(dx.data.len() == shape.x_len() && dy.len() == shape.y_len(), "convolution backward: lengths of dx and dy");
     assert_eq!(weight.len(), shape.weight_len(), "convolution backward: the weight's length");
-    let (mirrored, scratch) = scratch.split_at_mut(shape.weight_len());
+    let windows = Windows::of_output(shape);
+    let (packed, scratch) = scratch.split_at_mut(packed_len(windows.depth(), shape.inputs));
     // [O, k, k, I] -> [k, k, O, I], both axes of the kernel reversed.
     let taps = shape.kernel * shape.kernel;
-    for (tap, target) in mirrored.chunks_exact_mut(shape.outputs * shape.inputs).enumerate() {
-        for (output, target) in target.chunks_exact_mut(shape.inputs).enumerate() {
-            target.copy_from_slice(&weight[(output * taps + taps - 1 - tap) * shape.inputs..][..shape.inputs]);
-        }
-    }
-    let b = Operand::row_major(mirrored, shape.inputs);
-    convolve(Gather::of_output(shape), shape.batch, dy, b, shape.inputs, None, dx.data, dx.into, scratch);
+    let row = |step: usize| {
+        let (tap, output) = (step / shape.outputs, step % shape.outputs);
+        &weight[(output * taps + taps - 1 - tap) * shape.inputs..]
+    };
+    pack(shape.inputs, windows.depth(), 1, row, packed);
+    convolve(windows, shape.batch, dy, packed, shape.inputs, None, dx.data, dx.into, scratch);
 }
 
-/// result [batch, out_height, out_width, channels] (+)= patches of `images` times b [columns, channels].
+/// result [batch, out_height, out_width, channels] (+)= windows of `images` times the packed weight [depth, channels].
 #[allow(clippy::too_many_arguments, reason = "a convolution has this many operands")]
 fn convolve(
-    gather: Gather,
+    windows: Windows,
     batch: usize,
     images: &[f32],
-    b: Operand,
+    packed: &[f32],
     channels: usize,
     bias: Option<&[f32]>,
     result: &mut [f32],
     into: Into,
     scratch: &mut [f32],
 ) {
-    let (rows, rows_a_task) = (batch * gather.out_height, gather.rows_a_task(channels));
-    let (columns, row_len) = (gather.columns(), gather.out_width * channels);
-    let shared = SharedRows::new(result, row_len);
-    let task = |task: usize, patches: &mut [f32]| {
-        let first = task * rows_a_task;
-        let rows = rows_a_task.min(rows - first);
-        gather.fill(images, first, rows, patches);
-        // SAFETY: the rows of a task are its own.
-        let target = unsafe { shared.segment(first, 0, rows * row_len) };
-        let mut into = into;
-        if let Some(bias) = bias {
-            target.chunks_exact_mut(channels).for_each(|pixel| pixel.copy_from_slice(bias));
-            into = Into::Accumulate;
+    let Windows { stride, out_height, out_width, .. } = windows;
+    let (depth, run, line, pixel) = (windows.depth(), windows.run(), windows.line(), stride * windows.channels);
+    let row_len = out_width * channels;
+    let (shared, kernel) = (SharedRows::new(result, row_len), Kernel::new(Level::current()));
+    let task = |piece: usize, padded: &mut [f32]| {
+        windows.fill(images, piece, padded);
+        let (image, rows) = windows.piece(piece);
+        // SAFETY: the rows of a piece are its own.
+        let target = unsafe { shared.segment(image * out_height + rows.start, 0, rows.len() * row_len) };
+        for columns in column_blocks(channels) {
+            let start = match (into, bias) {
+                (Into::Accumulate, _) => Start::Before,
+                (Into::Overwrite, Some(bias)) => Start::Bias(&bias[columns.clone()]),
+                (Into::Overwrite, None) => Start::Zero,
+            };
+            let width = columns.len().next_multiple_of(LANES);
+            let b = Strided { data: &packed[columns.start * depth..], line: 1, step: width, run: run * width };
+            let lines = kernel.lines(columns.len());
+            for row in 0..rows.len() {
+                for first in (0..out_width).step_by(lines) {
+                    let data = &padded[row * stride * line + first * pixel..];
+                    let block = Block {
+                        runs: windows.kernel,
+                        steps: run,
+                        a: Strided { data, line: pixel, step: 1, run: line },
+                        b,
+                        lines: lines.min(out_width - first),
+                        columns: columns.len(),
+                        start,
+                    };
+                    kernel.run(block, &mut target[row * row_len + first * channels + columns.start..], channels);
+                }
+            }
         }
-        let size = Size { m: rows * gather.out_width, k: columns, n: channels };
-        multiply(Threads::One, size, Operand::row_major(patches, columns), b, 1.0, target, channels, into);
     };
-    for_each_with_scratch(rows.div_ceil(rows_a_task), rows_a_task * gather.out_width * columns, scratch, task);
+    let padded = windows.padded(windows.rows_a_piece());
+    for_each_with_scratch(batch * windows.pieces_an_image(), padded, scratch, task);
 }
 
 /// dweight (+)= the gradient of the weight, dbias (+)= the gradient of the bias.
@@ -201,35 +272,78 @@ pub fn backward_weight(
 ) {
     assert!(x.len() == shape.x_len() && dy.len() == shape.y_len(), "convolution backward: lengths of x and dy");
     assert_eq!(dweight.data.len(), shape.weight_len(), "convolution backward: the weight's length");
-    let (level, gather, outputs) = (Level::current(), Gather::of_input(shape), shape.outputs);
-    let (columns, row_len) = (gather.columns(), gather.out_width * outputs);
-    let (rows, rows_a_task) = (shape.batch * gather.out_height, gather.rows_a_task(outputs));
-    let tasks = rows.div_ceil(rows_a_task);
-    let tasks_a_part = tasks.div_ceil(PARTS).max(1);
-    let (parts, part_len) = (tasks.div_ceil(tasks_a_part), shape.weight_len() + outputs);
+    let (level, windows, outputs) = (Level::current(), Windows::of_input(shape), shape.outputs);
+    let (pieces_a_part, parts) = parts(&windows, shape.batch);
+    let part_len = shape.weight_len() + outputs;
     let (sums, scratch) = scratch.split_at_mut(parts * part_len);
     let shared = SharedRows::new(sums, part_len);
-    let part = |part: usize, patches: &mut [f32]| {
+    let pieces = shape.batch * windows.pieces_an_image();
+    let group_len = pieces_a_group(&windows) * windows.padded(windows.rows_a_piece());
+    let row_len = windows.out_width * outputs;
+    let part = |part: usize, padded: &mut [f32]| {
         // SAFETY: each part's sums are its own.
         let sums = unsafe { shared.segment(part, 0, part_len) };
         let (to_weight, to_bias) = sums.split_at_mut(shape.weight_len());
         to_bias.fill(0.0);
-        let first_task = part * tasks_a_part;
-        for task in first_task..tasks.min(first_task + tasks_a_part) {
-            let first = task * rows_a_task;
-            let rows = rows_a_task.min(rows - first);
-            gather.fill(x, first, rows, patches);
-            let dy = &dy[first * row_len..][..rows * row_len];
-            let size = Size { m: outputs, k: rows * gather.out_width, n: columns };
-            let (a, b) = (Operand::row_major(dy, outputs).transposed(), Operand::row_major(patches, columns));
-            multiply(Threads::One, size, a, b, 1.0, to_weight, columns, (task > first_task).into());
-            add_pixels(level, dy, to_bias);
+        let of_part = part * pieces_a_part..pieces.min((part + 1) * pieces_a_part);
+        for first in of_part.clone().step_by(pieces_a_group(&windows)) {
+            let group = first..of_part.end.min(first + pieces_a_group(&windows));
+            add_group(&windows, outputs, x, dy, group.clone(), first > of_part.start, to_weight, padded);
+            for piece in group {
+                let (image, rows) = windows.piece(piece);
+                let first = (image * windows.out_height + rows.start) * row_len;
+                add_pixels(level, &dy[first..][..rows.len() * row_len], to_bias);
+            }
         }
     };
-    for_each_with_scratch(parts, rows_a_task * gather.out_width * columns, scratch, part);
+    for_each_with_scratch(parts, group_len, scratch, part);
     add_parts(level, sums, part_len, 0, dweight);
     if let Some(dbias) = dbias {
         add_parts(level, sums, part_len, shape.weight_len(), dbias);
+    }
+}
+
+/// What a few pieces add to the gradient of the weight [O, k, k, I], or what it begins with.
+#[allow(clippy::too_many_arguments, reason = "a convolution has this many operands")]
+fn add_group(
+    windows: &Windows,
+    outputs: usize,
+    x: &[f32],
+    dy: &[f32],
+    group: Range<usize>,
+    accumulate: bool,
+    to_weight: &mut [f32],
+    padded: &mut [f32],
+) {
+    let (run, line, row_len) = (windows.run(), windows.line(), windows.out_width * outputs);
+    let piece_len = windows.padded(windows.rows_a_piece());
+    for (piece, padded) in group.clone().zip(padded.chunks_exact_mut(piece_len)) {
+        windows.fill(x, piece, padded);
+    }
+    let kernel = Kernel::new(Level::current());
+    for tap in 0..windows.kernel {
+        for columns in column_blocks(run) {
+            let lines = kernel.lines(columns.len());
+            for output in (0..outputs).step_by(lines) {
+                for (piece, padded) in group.clone().zip(padded.chunks_exact(piece_len)) {
+                    let (image, rows) = windows.piece(piece);
+                    let slopes = &dy[(image * windows.out_height + rows.start) * row_len + output..];
+                    let pixels = &padded[tap * line + columns.start..];
+                    let (step, next_run) = (windows.stride * windows.channels, windows.stride * line);
+                    let block = Block {
+                        runs: rows.len(),
+                        steps: windows.out_width,
+                        a: Strided { data: slopes, line: 1, step: outputs, run: row_len },
+                        b: Strided { data: pixels, line: 1, step, run: next_run },
+                        lines: lines.min(outputs - output),
+                        columns: columns.len(),
+                        start: if accumulate || piece > group.start { Start::Before } else { Start::Zero },
+                    };
+                    let to = &mut to_weight[(output * windows.kernel + tap) * run + columns.start..];
+                    kernel.run(block, to, windows.depth());
+                }
+            }
+        }
     }
 }
 

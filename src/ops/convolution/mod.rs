@@ -6,10 +6,11 @@
 //! y[b, i, j, o] = bias[o] + sum over (u, v, c) of x[b, i s + u - p, j s + v - p, c] weight[o, u, v, c]
 //! ```
 //!
-//! where x is 0 outside. Backward: dx, dweight and dbias of sum(y dy). The patches of a few output rows at a time are
-//! gathered into a matrix and multiplied; the gradient of x is the same with dy, spread out by the stride, and the
-//! mirrored weight. Sums over the batch are taken in parts whose borders do not depend on the number of threads.
+//! where x is 0 outside. Backward: dx, dweight and dbias of sum(y dy). A few rows at a time are copied with zeros around
+//! them and multiplied where they lie, window by window; the gradient of x is the same with dy, spread out by the stride,
+//! and the mirrored weight. Sums over the batch are taken in parts whose borders do not depend on the number of threads.
 
+mod block;
 mod cpu;
 #[cfg(test)]
 pub mod reference;
