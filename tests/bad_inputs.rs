@@ -68,7 +68,11 @@ fn a_missing_file_a_typo_and_a_conflict_are_config_errors() {
     let twice = ["train.tokens=5", "train.steps=9"];
     refuses(&mut case.pretrain(&twice), &folder, 2, &["train.tokens", "train.steps", "conflicts"]);
     refuses(&mut case.pretrain(&["optimizer.name=vradm"]), &folder, 2, &["vradm", "vradam"]);
+    refuses(&mut case.pretrain(&["optimizer.name=VRAdam"]), &folder, 2, &["did you mean \"vradam\""]);
     refuses(&mut case.pretrain(&["optimizer.lr=-1"]), &folder, 2, &["lr"]);
+    // 0 in f32, which would divide 0 by 0.
+    refuses(&mut case.pretrain(&["optimizer.eps=1e-50"]), &folder, 2, &["eps", "f32"]);
+    refuses(&mut case.pretrain(&["train.grad_clip=-1"]), &folder, 2, &["train.grad_clip", "from 0 (0: off)"]);
     refuses(&mut case.pretrain(&["train.sequence_length=64"]), &folder, 2, &["sequence_length"]);
     refuses(&mut case.pretrain(&["schedule.warmup_steps=-1"]), &folder, 2, &["warmup_steps"]);
     refuses(
@@ -238,6 +242,54 @@ fn a_run_folder_that_cannot_be_written_is_refused() {
     let output = run(vrtrain().args(["pretrain", "--config"]).arg(config).arg("--run-dir").arg(case.path("taken/run")));
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("taken"), "{}", stderr(&output));
+}
+
+#[test]
+fn sizes_beyond_every_machine_are_refused_in_words() {
+    let case = Case::new();
+    let folder = case.run_folder();
+    refuses(&mut case.pretrain(&["model.n_layer=99999999999"]), &folder, 2, &["model.n_layer", "too large"]);
+    refuses(&mut case.pretrain(&["model.n_embd=1000000000", "model.n_head=1"]), &folder, 2, &["parameters"]);
+    for (flags, code, words) in [
+        (vec!["--vocab-size", "18446744073709551615"], 2, "model.vocab_size"),
+        (vec!["--n-layer", "99999999999"], 2, "model.n_layer"),
+        (vec!["--n-embd", "1000000000000", "--n-head", "1"], 2, "model.n_embd"),
+        (vec!["--micro-batch", "4294967295"], 2, "tokens a step"),
+        (vec!["--n-embd", "100000", "--n-head", "1"], 1, "and the machine has"),
+    ] {
+        let output = run(vrtrain().args(["bench", "train"]).args(&flags));
+        assert_eq!(output.status.code(), Some(code), "{flags:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(words), "{flags:?}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn a_state_that_overflows_is_never_saved_and_the_checkpoint_before_it_stands() {
+    let case = Case::new();
+    // The rate climbs from 3e-3 to 3e38 over two steps: the second spoils the weights after a loss that was still finite.
+    let output = run(&mut case.pretrain(&[
+        "optimizer.lr=3e38",
+        "optimizer.weight_decay=100",
+        "schedule.name=range_test",
+        "schedule.min_lr_ratio=1e-41",
+        "schedule.warmup_steps=0",
+        "train.checkpoint_every=1",
+        "train.keep_last=1",
+        "train.steps=2",
+    ]));
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("no checkpoint of"), "{text}");
+    let latest = std::fs::read_to_string(case.run_folder().join("latest")).expect("a checkpoint before");
+    let generated = run(vrtrain().arg("generate").arg(case.run_folder()).args(["--prompt-ids", "1"]));
+    assert!(generated.status.success(), "{latest}: {}", stderr(&generated));
+    // A second moment that overflows while weights and loss are finite.
+    let moments = Case::new();
+    let settings = ["optimizer.beta3=0", "optimizer.lr=1e3", "train.grad_clip=0", "train.steps=30"];
+    let output = run(moments.pretrain(&settings).args(["--set", "train.checkpoint_every=0"]));
+    let resumed = run(moments.pretrain(&settings).args(["--set", "train.steps=31", "--resume"]));
+    let agree = output.status.code() == Some(1) || resumed.status.code() != Some(1);
+    assert!(agree, "{} {}", stderr(&output), stderr(&resumed));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::model::Extent;
 use crate::ops::product::Precision;
 use crate::params::Layout;
 use crate::train::{GIB, Peak, short};
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde_json::json;
 
 /// What the command line asked for.
@@ -66,6 +66,24 @@ pub fn memory(prepared: &Prepared, layout: &Layout) -> Result<Memory> {
         optimizer: prepared.optimizer.state_bytes_per_parameter() * layout.len(),
         activations: adapters + prepared.model.working_bytes(extent, train.recompute, prepared.precision),
     })
+}
+
+/// Refuses what cannot fit: the system would end the process half way without a word of where the memory goes. What the
+/// machine cannot tell of itself is not refused.
+pub fn check_fits(bytes: usize) -> Result<()> {
+    let in_gib = |bytes: usize| format!("{:.1} GiB", bytes as f64 / GIB);
+    let Ok(mut system) = sysinfo::System::new() else { return Ok(()) };
+    system.refresh_memory();
+    let all = system.total_memory() + system.total_swap();
+    if all > 0 && bytes as u64 > all {
+        bail!(
+            "this needs about {}, and the machine has {}: a smaller model, train.micro_batch or train.sequence_length, \
+             train.recompute = \"block\", or adapters ([lora]) need less (`vrtrain plan` says what needs how much)",
+            in_gib(bytes),
+            in_gib(all as usize)
+        );
+    }
+    Ok(())
 }
 
 /// Prints the plan.

@@ -68,6 +68,11 @@ fn pretrain(options: &Options) -> Result<Ending> {
     }
 
     let layout = Arc::new(prepared.layout()?);
+    if prepared.device.is_cpu()
+        && let Ok(memory) = super::plan::memory(&prepared, &layout)
+    {
+        super::plan::check_fits(memory.total())?;
+    }
     let base = prepared.adapted.as_ref().map(|adapted| base_of(adapted, resumed.as_ref())).transpose()?;
     let frozen = prepared.adapted.as_ref().map(|adapted| adapted.load_base(&prepared.model)).transpose()?;
     let mut store = ParameterStore::new(Arc::clone(&layout), &prepared.device)?.beside(frozen);

@@ -1,6 +1,6 @@
 //! The shape of a model from scratch: what the config leaves out, and what it then says in full.
 
-use crate::config::{Architecture, ModelConfig};
+use crate::config::{Architecture, ConfigError, ModelConfig};
 use crate::model::gpt2::Gpt2Config;
 use crate::model::llama::{LlamaConfig, SpecialIds};
 use crate::model::{Head, ModelShape};
@@ -21,6 +21,7 @@ pub fn from_scratch(model: &ModelConfig, vocabulary: Option<usize>, sequence_len
     let n_positions = model.n_positions.unwrap_or(sequence_length);
     let vocab_size =
         model.vocab_size.or(vocabulary).context("`model.vocab_size` is missing: token files do not tell it")?;
+    check_sizes(model, vocab_size, n_positions)?;
     let head = |tied| if model.tie_word_embeddings.unwrap_or(tied) { Head::Tied } else { Head::Untied };
     Ok(match model.arch.unwrap_or(Architecture::Gpt2) {
         Architecture::Gpt2 => ModelShape::Gpt2(Gpt2Config {
@@ -49,6 +50,36 @@ pub fn from_scratch(model: &ModelConfig, vocabulary: Option<usize>, sequence_len
             special_ids: SpecialIds::default(),
         }),
     })
+}
+
+/// Refuses sizes of which a product would overflow or a list of parameters alone fill the memory, before anything is made
+/// of them.
+fn check_sizes(model: &ModelConfig, vocab_size: usize, n_positions: usize) -> Result<()> {
+    const MOST_LAYERS: usize = 1 << 16;
+    const MOST: usize = 1 << 32;
+    // 4 TiB of weights.
+    const MOST_PARAMETERS: f64 = (1u64 << 40) as f64;
+    let [n_layer, n_embd] = [model.n_layer, model.n_embd].map(|size| size.unwrap_or(0));
+    let n_inner = model.n_inner.unwrap_or(0);
+    for (key, size, most) in [
+        ("model.n_layer", n_layer, MOST_LAYERS),
+        ("model.n_embd", n_embd, MOST),
+        ("model.n_inner", n_inner, MOST),
+        ("model.n_positions", n_positions, MOST),
+        ("model.vocab_size", vocab_size, MOST),
+    ] {
+        if size > most {
+            return Err(ConfigError::flag(key, format!("`{key}` = {size} is too large: at most {most}")).into());
+        }
+    }
+    let [layers, width, inner] = [n_layer, n_embd, n_inner.max(2 * n_embd)].map(|size| size as f64);
+    let rows = vocab_size as f64 + n_positions as f64;
+    let parameters = layers * (2.0 * width * width + 2.0 * width * inner) + width * rows;
+    if parameters > MOST_PARAMETERS {
+        let message = format!("a model of {parameters:.1e} parameters: make n_layer, n_embd or vocab_size smaller");
+        return Err(ConfigError::flag("[model]", message).into());
+    }
+    Ok(())
 }
 
 /// Writes into `config` what the shape has settled: the architecture, and for a model from scratch every size.

@@ -311,7 +311,11 @@ fn train(settings: &Settings, data: &DataConfig) -> Result<TrainConfig, ConfigEr
         );
         return Err(settings.error("train.tokens_per_step", message));
     }
-    let grad_clip = within(settings, "train.grad_clip", 0.0, 0.0, f64::MAX)?;
+    let grad_clip = settings.number("train.grad_clip").unwrap_or(0.0);
+    if !(grad_clip.is_finite() && grad_clip >= 0.0) {
+        let message = format!("`train.grad_clip` must be a number from 0 (0: off), found {grad_clip}");
+        return Err(settings.error("train.grad_clip", message));
+    }
     let dtypes = [("auto", DType::Auto), ("f32", DType::F32), ("bf16", DType::Bf16)];
     Ok(TrainConfig {
         duration: duration(settings)?,

@@ -69,7 +69,7 @@ impl TaskRun<'_> {
     pub fn train(&mut self) -> Result<Outcome> {
         let checkpoints = Checkpoints::of_run(self.folder.path());
         checkpoints.remove_leftovers()?;
-        let mut metrics = Journal::open(&self.folder.path().join("metrics.jsonl"), self.step)?;
+        let mut metrics = Journal::open_complete(&self.folder.path().join("metrics.jsonl"), self.step)?;
         let mut sharpness = match &self.tracker {
             Some(_) => Some(Tracker::journal(self.folder.path(), self.step)?),
             None => None,
@@ -126,11 +126,14 @@ impl TaskRun<'_> {
         let input = StepInput { scheduled_lr: lr, gradient_scale: 1.0 / loss.count as f64, grad_clip: self.grad_clip };
         let mut source = StepBatch { problem: &mut *self.problem, seed: self.seed, step };
         let report = self.optimizer.step(&mut self.store, &input, &mut source).map_err(|error| match error {
-            crate::optim::OptimError::NonFinite { .. } => {
+            error if error.is_about_gradients() => {
                 StepError::GradientNotFinite { step, place: place(), source: error }.into()
             }
             other => anyhow::Error::from(other),
         })?;
+        if !report.velocity_sq.is_finite() {
+            return Err(StepError::UpdateNotFinite { step, velocity_sq: report.velocity_sq }.into());
+        }
         self.step = step;
         let seconds = started.elapsed().as_secs_f64();
         let examples = self.problem.batch() as u64;

@@ -213,7 +213,7 @@ impl OptimizerConfig {
 /// "did you mean ..." or, where nothing is near, all the choices.
 pub(super) fn nearest<'a>(given: &str, choices: impl IntoIterator<Item = &'a str>) -> String {
     let choices: Vec<&str> = choices.into_iter().collect();
-    let best = choices.iter().map(|choice| (strsim::jaro_winkler(given, choice), choice));
+    let best = choices.iter().map(|choice| (strsim::jaro_winkler(&given.to_lowercase(), choice), choice));
     match best.max_by(|(a, _), (b, _)| a.total_cmp(b)) {
         Some((similarity, choice)) if similarity > 0.7 => format!("did you mean {choice:?}?"),
         _ => format!("it is one of {}", choices.join(", ")),

@@ -185,7 +185,9 @@ impl<const N: usize, M: Method<N>> Elementwise<N, M> {
             let take = take * f64::from(at[group].factor);
             let old = keep * keep * self.velocity_sq[group];
             let cross = 2.0 * keep * take * sums[group].velocity_gradient;
-            (old + cross + take * take * sums[group].gradient_sq).max(0.0)
+            let sum = old + cross + take * take * sums[group].gradient_sq;
+            // Below 0 by rounding alone; a NaN stays one.
+            if sum < 0.0 { 0.0 } else { sum }
         })
     }
 

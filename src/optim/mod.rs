@@ -199,6 +199,11 @@ pub enum OptimError {
          rate, set train.grad_clip, or look at this step's batch"
     )]
     NonFinite { parameter: String, index: usize, value: f32 },
+    #[error(
+        "the gradient of {parameter}, taken where SAM has moved the weights to, is {value} at element {index}; no weight has \
+         been changed. Lower optimizer.sam_rho"
+    )]
+    NonFiniteAhead { parameter: String, index: usize, value: f32 },
     #[error("{what} is {value}, which an optimizer step cannot use")]
     BadInput { what: &'static str, value: f64 },
     #[error("the optimizer's saved state does not fit: {0}. Resume with the optimizer and the model that wrote it")]
@@ -209,6 +214,13 @@ pub enum OptimError {
     SecondPass(#[source] anyhow::Error),
     #[error("the optimizer could not reach its storages")]
     Tensor(#[from] candle_core::Error),
+}
+
+impl OptimError {
+    /// Whether a gradient was not finite, which says something of the step's batch.
+    pub fn is_about_gradients(&self) -> bool {
+        matches!(self, Self::NonFinite { .. } | Self::NonFiniteAhead { .. })
+    }
 }
 
 /// Names the first gradient that is not finite, after a reduction has found that there is one.

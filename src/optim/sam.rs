@@ -53,7 +53,10 @@ impl Optimizer for Sam {
         store.round_weights()?;
         self.saved = Some(saved);
         pass.map_err(OptimError::SecondPass)?;
-        self.inner.step(store, input, gradients)
+        self.inner.step(store, input, gradients).map_err(|error| match error {
+            OptimError::NonFinite { parameter, index, value } => OptimError::NonFiniteAhead { parameter, index, value },
+            other => other,
+        })
     }
 
     fn state(&self) -> OptimizerState {

@@ -11,6 +11,7 @@ use crate::optim::OptimizerState;
 use crate::params::{Layout, on_cpu};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -139,7 +140,8 @@ impl Checkpoints {
     /// `keep_last`.
     ///
     /// # Errors
-    /// When the disk refuses; older checkpoints are then untouched and nothing half-written stays.
+    /// When a weight or a number of the optimizer's state is not finite, or the disk refuses; older checkpoints are then
+    /// untouched and nothing half-written stays.
     pub fn write(
         &self,
         layout: &Layout,
@@ -148,6 +150,13 @@ impl Checkpoints {
         state: &State,
         keep_last: usize,
     ) -> Result<PathBuf> {
+        check_finite(layout, flat_weights, optimizer).with_context(|| {
+            format!(
+                "step {} has spoilt the run, so no checkpoint of it is written and the last one stands (a lower \
+                 optimizer.lr, more warm-up or a tighter train.grad_clip may help)",
+                state.step
+            )
+        })?;
         fs::create_dir_all(&self.folder).with_context(|| format!("cannot create {}", self.folder.display()))?;
         let name = folder_name(state.step);
         let temporary = self.folder.join(format!(".{name}.{}.tmp", std::process::id()));
@@ -202,6 +211,34 @@ impl Checkpoints {
         }
         Ok(())
     }
+}
+
+/// Refuses weights and states that a resumed run would refuse, while older checkpoints are still there.
+fn check_finite(layout: &Layout, flat_weights: &Tensor, optimizer: &OptimizerState) -> Result<()> {
+    let check = |what: &str, numbers: &[f32]| -> Result<()> {
+        // A pass over everything first: looking parameter by parameter is for the message.
+        if numbers.par_iter().all(|number| number.is_finite()) {
+            return Ok(());
+        }
+        if numbers.len() == layout.len() {
+            for parameter in layout.parameters() {
+                let own = &numbers[parameter.range()];
+                if let Some(index) = own.iter().position(|number| !number.is_finite()) {
+                    bail!("{what} of {} is {} at element {index}", parameter.name, own[index]);
+                }
+            }
+        }
+        bail!("{what} holds a number that is not finite")
+    };
+    on_cpu(flat_weights, |numbers| check("the weight", numbers))??;
+    for (name, tensor) in &optimizer.tensors {
+        let flat = tensor.flatten_all()?;
+        on_cpu(&flat, |numbers| check(&format!("the optimizer's {name}"), numbers))??;
+    }
+    for (name, value) in &optimizer.scalars {
+        ensure!(value.is_finite(), "the optimizer's {name} is {value}");
+    }
+    Ok(())
 }
 
 fn write_files(
@@ -315,4 +352,35 @@ pub fn replace_file(path: &Path, content: &[u8]) -> Result<()> {
         sync_folder(folder)
     };
     write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::params::ParameterSpec;
+
+    #[test]
+    fn weights_and_states_that_are_not_finite_are_refused_by_name_before_they_are_saved() -> Result<()> {
+        let spec = |name: &str| ParameterSpec { name: name.into(), shape: vec![4], decays: true };
+        let layout = Layout::new(vec![spec("first"), spec("second")]);
+        let flat = |value: f32| -> Result<Tensor> {
+            let mut numbers = vec![0.5; layout.len()];
+            numbers[layout.parameters()[1].offset + 2] = value;
+            Ok(Tensor::from_vec(numbers, layout.len(), &Device::Cpu)?)
+        };
+        let state = |value: f32, scalar: f64| -> Result<OptimizerState> {
+            Ok(OptimizerState {
+                tensors: vec![("velocity".into(), flat(value)?)],
+                scalars: vec![("norm".into(), scalar)],
+            })
+        };
+        let refusal = |weight: f32, state: OptimizerState| -> Result<String> {
+            Ok(check_finite(&layout, &flat(weight)?, &state).map_or_else(|error| error.to_string(), |()| String::new()))
+        };
+        assert_eq!(refusal(1.0, state(1.0, 2.0)?)?, "");
+        assert_eq!(refusal(f32::INFINITY, state(1.0, 2.0)?)?, "the weight of second is inf at element 2");
+        assert_eq!(refusal(1.0, state(f32::NAN, 2.0)?)?, "the optimizer's velocity of second is NaN at element 2");
+        assert_eq!(refusal(1.0, state(1.0, f64::NAN)?)?, "the optimizer's norm is NaN");
+        Ok(())
+    }
 }

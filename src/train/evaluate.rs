@@ -27,6 +27,11 @@ pub fn evaluate(
         }
         total += engine.loss(store, view(batch))?;
     }
-    ensure!(total.sum.is_finite(), "the validation loss is {}: the weights are poisoned", total.mean());
+    ensure!(
+        total.sum.is_finite(),
+        "the validation loss is {}: the last update has spoilt the weights, and no checkpoint of them is written (a lower \
+         optimizer.lr, more warm-up or a tighter train.grad_clip may help)",
+        total.mean()
+    );
     Ok(Evaluation::Done(total))
 }

@@ -37,6 +37,22 @@ impl Journal {
         Ok(Self { path: path.to_owned(), file, last })
     }
 
+    /// As [`Self::open`], of a journal that has a line for every step up to `step` (the last one may still be owed): a
+    /// journal that was damaged or taken away is gone on with, but not in silence.
+    pub fn open_complete(path: &Path, step: u64) -> Result<Self> {
+        let journal = Self::open(path, step)?;
+        let last =
+            journal.last().and_then(|line| serde_json::from_str::<Stamp>(line).ok()).map_or(0, |stamp| stamp.step);
+        if last + 1 < step {
+            tracing::warn!(
+                "{}: nothing is left of steps {} to {step}, which the run has made",
+                path.display(),
+                last + 1
+            );
+        }
+        Ok(journal)
+    }
+
     /// The last line that was kept.
     pub fn last(&self) -> Option<&str> {
         self.last.as_deref()

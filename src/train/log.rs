@@ -60,7 +60,7 @@ pub struct RunLog {
 impl RunLog {
     /// Opens the files of a run that has done `step` steps; what they say of later steps is cut off.
     pub fn open(run: &Path, step: u64, events: Events) -> Result<Self> {
-        let metrics = Journal::open(&run.join("metrics.jsonl"), step)?;
+        let metrics = Journal::open_complete(&run.join("metrics.jsonl"), step)?;
         let telemetry = Journal::open(&run.join("telemetry.jsonl"), step)?;
         let samples = Journal::open(&run.join("samples.jsonl"), step)?;
         let last = telemetry.last().map(serde_json::from_str::<Telemetry>).transpose();

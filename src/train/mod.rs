@@ -202,9 +202,14 @@ impl Run<'_> {
     ) -> Result<Outcome> {
         progress.stage(Stage::Validating);
         if let Some(validation) = &self.validation {
-            match evaluate(&mut self.engine, &self.store, validation, &self.interrupt)? {
-                Evaluation::Done(loss) => record.val_loss = Some(loss.mean()),
-                Evaluation::Interrupted => {
+            match evaluate(&mut self.engine, &self.store, validation, &self.interrupt) {
+                Ok(Evaluation::Done(loss)) => record.val_loss = Some(loss.mean()),
+                Err(error) => {
+                    // The step itself was taken, and its record belongs to what explains the failure.
+                    self.write_down(&record, waited, log, progress)?;
+                    return Err(error.context(format!("cannot validate step {}", record.step)));
+                }
+                Ok(Evaluation::Interrupted) => {
                     self.pending = Some(record);
                     return Ok(Outcome::Interrupted);
                 }

@@ -16,14 +16,19 @@ use std::time::Instant;
 #[derive(Debug, thiserror::Error)]
 pub enum StepError {
     #[error(
-        "the loss of step {step} is {loss}: micro-batch {micro_batch}, the {rows} rows before {place}; \
+        "the loss of step {step} is {loss}: micro-batch {micro_batch}, the {rows} rows from {place} on; \
          nothing of this step was saved (a lower optimizer.lr, more warm-up or a tighter train.grad_clip may help)"
     )]
     LossNotFinite { step: u64, loss: f64, micro_batch: usize, rows: usize, place: String },
     #[error(
-        "the gradient of step {step} is not finite ({source}); its rows end at {place}; nothing of this step was saved"
+        "the gradient of step {step} is not finite; its last micro-batch begins at {place}; nothing of this step was saved"
     )]
     GradientNotFinite { step: u64, place: String, source: OptimError },
+    #[error(
+        "the update of step {step} has overflowed: ||v||^2 is {velocity_sq}; nothing of this step was saved, the last \
+         checkpoint stands (a lower optimizer.lr, more warm-up or a tighter train.grad_clip may help)"
+    )]
+    UpdateNotFinite { step: u64, velocity_sq: f64 },
     #[error("step {step} gave no gradient to {}: {}", names.len(), names.join(", "))]
     NoGradient { step: u64, names: Vec<String> },
 }
@@ -105,11 +110,14 @@ impl Run<'_> {
             draw: Draw { seed: self.seed, step, micro_batch: 0 },
         };
         let report = self.optimizer.step(&mut self.store, &input, &mut source).map_err(|source| match source {
-            OptimError::NonFinite { .. } => {
+            source if source.is_about_gradients() => {
                 StepError::GradientNotFinite { step, place: self.stream.describe_position(), source }.into()
             }
             other => anyhow::Error::from(other),
         })?;
+        if !report.velocity_sq.is_finite() {
+            return Err(StepError::UpdateNotFinite { step, velocity_sq: report.velocity_sq }.into());
+        }
 
         self.step = step;
         self.tokens += tokens;

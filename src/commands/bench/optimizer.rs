@@ -8,6 +8,7 @@
 
 use super::super::{Ending, device, print_json};
 use crate::config::{ConfigError, DeviceChoice};
+use crate::lab::statistics::median;
 use crate::optim::{CardCopy, NoSecondPass, Optimizer, OptimizerConfig, StepInput};
 use crate::params::{Layout, ParameterSpec, ParameterStore};
 use candle_core::{Device, Tensor};
@@ -23,11 +24,6 @@ const CHUNK: usize = 1 << 16;
 /// Bytes a parameter that VRAdam's two passes move, and of them what the reduction alone reads.
 const BYTES: f64 = 36.0;
 const REDUCTION_BYTES: f64 = 8.0;
-
-fn median(mut seconds: Vec<f64>) -> f64 {
-    seconds.sort_by(f64::total_cmp);
-    seconds[seconds.len() / 2]
-}
 
 fn seconds(work: impl FnOnce()) -> f64 {
     let start = Instant::now();
@@ -144,7 +140,8 @@ pub fn run(pairs: usize, choice: DeviceChoice, json: bool) -> anyhow::Result<End
             rounds.push(Round { gated, plain, moved });
         }
     }
-    let of = |number: &dyn Fn(&Round) -> f64| median(rounds.iter().map(number).collect());
+    let of =
+        |number: &dyn Fn(&Round) -> f64| median(&rounds.iter().map(number).collect::<Vec<f64>>()).unwrap_or(f64::NAN);
     let (gated_s, plain_s, ratio) = (of(&|r| r.gated), of(&|r| r.plain), of(&|r| r.gated / r.plain));
     let (floor_s, over_floor) = (of(&|r| memory.floor(&r.moved)), of(&|r| r.gated / memory.floor(&r.moved)));
     let reached = BYTES * layout.len() as f64 / gated_s / 1e9;

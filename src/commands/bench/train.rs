@@ -2,6 +2,7 @@
 
 use super::super::{Ending, doctor, print_json, setup, shape};
 use crate::config::{ConfigError, ModelConfig, Recompute};
+use crate::lab::statistics::median;
 use crate::model::{Batch, Documents, Engine, Extent, Labels, ModelShape};
 use crate::ops::product::Precision;
 use crate::ops::profile::{self, Part};
@@ -59,7 +60,7 @@ struct Measured {
 
 impl Measured {
     fn median(&self) -> f64 {
-        self.seconds[self.seconds.len() / 2]
+        median(&self.seconds).unwrap_or(f64::NAN)
     }
 
     /// Milliseconds a step.
@@ -116,6 +117,15 @@ fn model_shape(options: &Options) -> Result<ModelShape> {
 
 fn measure(options: &Options, shape: &ModelShape, layout: &Arc<Layout>) -> Result<Measured> {
     let Extent { rows, time } = options.extent();
+    const MOST_TOKENS: usize = 1 << 30;
+    if rows.saturating_mul(time) > MOST_TOKENS {
+        let message = format!("{rows} x {time} tokens a step are too many: at most {MOST_TOKENS}");
+        return Err(ConfigError::flag("--micro-batch", message).into());
+    }
+    // Weights, gradients and VRAdam's two moments; the copy in bf16.
+    let of_a_parameter = if options.precision == Precision::Bf16 { 18 } else { 16 };
+    let working = shape.working_bytes(options.extent(), options.recompute, options.precision);
+    super::super::plan::check_fits(of_a_parameter * layout.len() + working)?;
     let mut store = ParameterStore::new(Arc::clone(layout), &Device::Cpu)?;
     let mut weights = vec![0.0; layout.len()];
     shape.initialize(layout, 1, &mut weights);
