@@ -123,7 +123,11 @@ pub fn examine(
         prompt.extend(tokenizer.encode(&problem.prompt())?);
         Ok(exam::Problem { prompt, solution: problem.answer.clone() })
     };
-    let problems = held_out.problems.iter().map(problem).collect::<Result<Vec<_>>>()?;
+    let all = held_out.problems.iter().map(problem).collect::<Result<Vec<_>>>()?;
+    // A question that a small context has no room for cannot be answered: it counts as wrong, and is told.
+    let context = prepared.model.n_positions();
+    let (places, problems): (Vec<usize>, Vec<exam::Problem>) =
+        all.into_iter().enumerate().filter(|(_, problem)| problem.prompt.len() <= context).unzip();
     let ends = end_tokens(&prepared.model, tokenizer);
     let mut shown = Vec::new();
     let mut examination = exam::Examination {
@@ -139,11 +143,22 @@ pub fn examine(
     };
     let mut model = Decoder::new(&prepared.model, layout);
     let right = exam::exact_match(&mut model, weights, &problems, &mut examination)?.unwrap_or(0);
-    let report = Report { problems: problems.len(), right };
+    let report = Report { problems: held_out.problems.len(), right };
     if verbosity == Verbosity::Normal {
+        let left_out = report.problems - places.len();
+        if left_out > 0 {
+            eprintln!(
+                "\n{left_out} of the {} questions do not fit the model's context of {context} tokens and count as wrong",
+                report.problems
+            );
+        }
         for (number, answer, right) in shown {
             let verdict = if right { "right" } else { "wrong" };
-            eprintln!("\nQuestion: {}\nAnswer ({verdict}): {}", held_out.problems[number].question, answer.trim());
+            eprintln!(
+                "\nQuestion: {}\nAnswer ({verdict}): {}",
+                held_out.problems[places[number]].question,
+                answer.trim()
+            );
         }
         eprintln!(
             "\nexact match{when} on {} held-out problems: {:.1}% ({} right)",

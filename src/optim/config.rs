@@ -234,6 +234,24 @@ mod tests {
     }
 
     #[test]
+    fn the_documentation_lists_every_key_with_its_default() {
+        let text = include_str!("../../docs/optimizers.md");
+        let line = |keys: &[Key]| keys.iter().map(|key| format!("{} = {}", key.name, key.default)).collect::<Vec<_>>();
+        for name in OptimizerConfig::names() {
+            let all = Name::parse(name).unwrap().keys();
+            let own = all.iter().take_while(|key| key.name != "beta3").cloned().collect::<Vec<_>>();
+            let row = format!("| `{name}` | {} |", line(&own).join(", "));
+            assert!(text.contains(&row), "docs/optimizers.md lacks: {row}");
+        }
+        for key in line(&[GATE, SAM].concat()) {
+            assert!(
+                text.split_whitespace().collect::<Vec<_>>().join(" ").contains(&key),
+                "docs/optimizers.md lacks: {key}"
+            );
+        }
+    }
+
+    #[test]
     fn a_resolved_config_is_complete_and_gives_itself_back() {
         for name in OptimizerConfig::names() {
             for extra in [vec![], vec![("gate", true)], vec![("sam", true)]] {
