@@ -273,6 +273,7 @@ pub fn backward_weight(
     assert!(x.len() == shape.x_len() && dy.len() == shape.y_len(), "convolution backward: lengths of x and dy");
     assert_eq!(dweight.data.len(), shape.weight_len(), "convolution backward: the weight's length");
     let (level, windows, outputs) = (Level::current(), Windows::of_input(shape), shape.outputs);
+    let kernel = Kernel::new(level);
     let (pieces_a_part, parts) = parts(&windows, shape.batch);
     let part_len = shape.weight_len() + outputs;
     let (sums, scratch) = scratch.split_at_mut(parts * part_len);
@@ -288,7 +289,7 @@ pub fn backward_weight(
         let of_part = part * pieces_a_part..pieces.min((part + 1) * pieces_a_part);
         for first in of_part.clone().step_by(pieces_a_group(&windows)) {
             let group = first..of_part.end.min(first + pieces_a_group(&windows));
-            add_group(&windows, outputs, x, dy, group.clone(), first > of_part.start, to_weight, padded);
+            add_group(kernel, &windows, outputs, x, dy, group.clone(), first > of_part.start, to_weight, padded);
             for piece in group {
                 let (image, rows) = windows.piece(piece);
                 let first = (image * windows.out_height + rows.start) * row_len;
@@ -306,6 +307,7 @@ pub fn backward_weight(
 /// What a few pieces add to the gradient of the weight [O, k, k, I], or what it begins with.
 #[allow(clippy::too_many_arguments, reason = "a convolution has this many operands")]
 fn add_group(
+    kernel: Kernel,
     windows: &Windows,
     outputs: usize,
     x: &[f32],
@@ -320,7 +322,6 @@ fn add_group(
     for (piece, padded) in group.clone().zip(padded.chunks_exact_mut(piece_len)) {
         windows.fill(x, piece, padded);
     }
-    let kernel = Kernel::new(Level::current());
     for tap in 0..windows.kernel {
         for columns in column_blocks(run) {
             let lines = kernel.lines(columns.len());
@@ -365,12 +366,14 @@ mod tests {
     use crate::ops::testing::*;
 
     /// Kernels of 3 and 1, strides of 1 and 2, odd sizes, more rows than one task takes.
-    const SHAPES: [Shape; 5] = [
+    const SHAPES: [Shape; 7] = [
         Shape { batch: 3, height: 5, width: 7, inputs: 3, outputs: 4, kernel: 3, stride: 1, padding: 1 },
         Shape { batch: 2, height: 8, width: 6, inputs: 5, outputs: 3, kernel: 3, stride: 2, padding: 1 },
         Shape { batch: 2, height: 4, width: 4, inputs: 6, outputs: 2, kernel: 1, stride: 1, padding: 0 },
         Shape { batch: 2, height: 5, width: 5, inputs: 2, outputs: 3, kernel: 3, stride: 1, padding: 0 },
         Shape { batch: 40, height: 16, width: 16, inputs: 16, outputs: 8, kernel: 3, stride: 1, padding: 1 },
+        Shape { batch: 2, height: 9, width: 33, inputs: 20, outputs: 70, kernel: 3, stride: 2, padding: 1 },
+        Shape { batch: 1, height: 80, width: 40, inputs: 24, outputs: 17, kernel: 5, stride: 1, padding: 2 },
     ];
 
     fn all(shape: Shape) -> [Vec<f32>; 4] {
@@ -394,12 +397,14 @@ mod tests {
                     .map(|(seed, len)| to_f64(&normal(seed, len)));
             let (dx, dweight, dbias) = reference::backward(shape, &x, &weight, &dy);
             let expected = [reference::forward(shape, &x, &weight, &bias), dx, dweight, dbias];
-            for (name, (actual, expected)) in
-                ["y", "dx", "dweight", "dbias"].iter().zip(all(shape).iter().zip(expected))
-            {
-                let size = expected.iter().fold(1.0, |a: f64, b| a.max(b.abs()));
-                assert_close(&format!("{name} of {shape:?}"), actual, &expected, 3e-6 * size);
-            }
+            at_every_level(|level| {
+                for (name, (actual, expected)) in
+                    ["y", "dx", "dweight", "dbias"].iter().zip(all(shape).iter().zip(&expected))
+                {
+                    let size = expected.iter().fold(1.0, |a: f64, b| a.max(b.abs()));
+                    assert_close(&format!("{name} of {shape:?} {level:?}"), actual, expected, 3e-6 * size);
+                }
+            });
         }
     }
 
