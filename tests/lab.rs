@@ -151,6 +151,11 @@ fn a_comparison_pairs_its_runs_and_goes_on_where_it_was_left() {
 fn wrong_comparisons_are_refused_before_anything_is_made() {
     let folder = tempfile::tempdir().expect("a folder");
     let (config, out) = (grid(folder.path()), folder.path().join("out"));
+    let blind = common::small_config(folder.path(), 4, 0);
+    let lines = std::fs::read_to_string(&blind).expect("a config");
+    let lines: Vec<&str> = lines.lines().filter(|line| !line.starts_with("validation")).collect();
+    std::fs::write(&blind, lines.join("\n")).expect("a config");
+    let blind = blind.display().to_string();
     for (arguments, word) in [
         (vec!["--config", &config, "--optimizers", "vradam,adamww"], "adamww"),
         (vec!["--config", &config, "--optimizers", "vradam"], "two or more"),
@@ -159,6 +164,16 @@ fn wrong_comparisons_are_refused_before_anything_is_made() {
         (vec!["--config", &config, "--optimizers", "vradam,sgd", "--set-for", "sgd:optimizer.beta3=2"], "beta3"),
         (vec!["--config", &config, "--optimizers", "vradam,sgd", "--set", "optimizer.beta3=2"], "beta3"),
         (vec!["--config", &config, "--optimizers", "vradam,sgd", "--seeds", "1,1"], "given twice"),
+        (vec!["--config", &config, "--optimizers", "vradam,sgd", "--seeds", "18446744073709551615"], "too large"),
+        (vec!["--config", &config, "--optimizers", "vradam,sgd", "--set", "seed=77"], "seeds are given by --seeds"),
+        (vec!["--config", &config, "--optimizers", "vradam,sgd", "--set-for", "sgd:seed=7"], "given by --seeds"),
+        (vec!["--config", &config, "--optimizers", "adamw,sgd", "--set-for", "adamw:optimizer.name=sgd"], "another"),
+        (vec!["--config", &config, "--optimizers", "adamw,sgd", "--set", "optimizer={name='sgd'}"], "--optimizers"),
+        (vec!["--config", &config, "--optimizers", "adamw,sgd", "--set-for", "sgd:train.steps=9"], "train.steps is 9"),
+        (vec!["--config", &config, "--optimizers", "adamw,sgd", "--set-for", "sgd:task.batch=9"], "task.batch is 9"),
+        (vec!["--config", &config, "--optimizers", "adamw,sophiag"], "sophiag draws labels"),
+        (vec!["--config", &blind, "--optimizers", "adamw,sgd"], "set data.validation.files"),
+        (vec!["--config", &config, "--config", &config], "given twice"),
         (vec!["--task", "imagenet", "--optimizers", "vradam,sgd"], "gridworld"),
         (vec!["--optimizers", "vradam,sgd"], "--task"),
     ] {
@@ -166,6 +181,137 @@ fn wrong_comparisons_are_refused_before_anything_is_made() {
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", stderr(&output));
         assert!(stderr(&output).contains(word), "{arguments:?}: {}", stderr(&output));
         assert!(!out.exists(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn tuned_files_that_would_not_be_used_or_change_more_than_keys_are_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (config, out) = (grid(folder.path()), folder.path().join("out"));
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).expect("a file");
+        path.display().to_string()
+    };
+    let good = file("good.toml", "[adamw]\n\"optimizer.lr\" = 0.01\n");
+    let others = [
+        (
+            file("lion.toml", "[sgd]\n\"optimizer.lr\" = 0.01\n[lion]\n\"optimizer.lr\" = 0.01\n"),
+            "[lion] is not compared",
+        ),
+        (file("empty.toml", "\n"), "holds nothing"),
+        (file("bare.toml", "[adamw]\n"), "no section with keys"),
+        (file("again.toml", "[adamw]\n\"optimizer.lr\" = 0.02\n"), "keys of adamw already"),
+        (file("seed.toml", "[sgd]\n\"seed\" = 9\n"), "seeds are given by --seeds"),
+        (file("name.toml", "[sgd]\n\"optimizer.name\" = \"lion\"\n"), "another optimizer.name"),
+        (file("steps.toml", "[sgd]\n\"train.steps\" = 9\n"), "train.steps is 9"),
+    ];
+    for (other, word) in &others {
+        let arguments =
+            ["compare", "--config", &config, "--optimizers", "adamw,sgd", "--tuned", &good, "--tuned", other];
+        let output = run(vrtrain().args(arguments).arg("--out").arg(&out));
+        assert_eq!(output.status.code(), Some(2), "{word}: {}", stderr(&output));
+        assert!(stderr(&output).contains(word), "{word}: {}", stderr(&output));
+    }
+    let arguments = ["compare", "--config", &config, "--config", &others[0].0, "--tuned", &good];
+    let output = run(vrtrain().args(arguments).arg("--out").arg(&out));
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(!out.exists());
+}
+
+#[test]
+fn whole_configs_keep_their_own_files_and_are_pairs_only_where_they_are() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = std::fs::read_to_string(grid(folder.path())).expect("a config");
+    let out = folder.path().join("out");
+    let mut command = vrtrain();
+    command.args(["compare", "--seeds", "1", "--json", "--out"]).arg(&out);
+    for (name, lr, steps) in [("lr-0.1", "1e-1", 20), ("lr-0.01", "1e-2", 20), ("long", "1e-2", 30)] {
+        let path = folder.path().join(format!("{name}.toml"));
+        let own = text.replace("lr = 3e-3", &format!("lr = {lr}")).replace("steps = 60", &format!("steps = {steps}"));
+        std::fs::write(&path, own).expect("a config");
+        command.arg("--config").arg(path);
+    }
+    let output = succeed(&mut command);
+    let results = json(&output);
+    for name in ["lr-0.1", "lr-0.01", "long"] {
+        let run = out.join("runs").join(format!("{name}-seed-1"));
+        assert_eq!(
+            std::fs::read(run.with_file_name(format!("{name}-seed-1.ended"))).ok().as_deref(),
+            Some(&b"finished"[..])
+        );
+        assert!(run.with_file_name(format!("{name}-seed-1.log")).is_file(), "{name}");
+    }
+    assert_ne!(results["rows"][0]["val_loss"], results["rows"][1]["val_loss"]);
+    assert_eq!(results["paired"], false);
+    let reasons = results["unpaired"].as_array().expect("reasons");
+    assert_eq!(reasons, &["seed 1: lr-0.1 is trained for 20 steps and long for 30"]);
+    assert!(stderr(&output).contains("trained for 20 steps"), "{}", stderr(&output));
+}
+
+#[test]
+fn damaged_files_of_a_comparison_are_refused_by_name() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (config, out) = (grid(folder.path()), folder.path().join("out"));
+    let compare = || {
+        let mut command = vrtrain();
+        command.args(["compare", "--config", &config, "--optimizers", "adamw,sgd", "--seeds", "1", "--out"]).arg(&out);
+        command
+    };
+    succeed(&mut compare());
+    let metrics = std::fs::read_to_string(out.join("runs/sgd-seed-1/metrics.jsonl")).expect("metrics");
+    let cut: String = metrics.split_inclusive('\n').take(50).collect();
+    let gap: String = metrics.split_inclusive('\n').skip(1).collect();
+    let blind = metrics.replace("\"val_loss\"", "\"loss_of_others\"");
+    let plan = std::fs::read_to_string(out.join("comparison.json")).expect("a plan");
+    for (file, damaged, word) in [
+        ("runs/sgd-seed-1.ended", String::new(), "does not say how the run ended"),
+        ("runs/sgd-seed-1.ended", "finis".into(), "to make the run again"),
+        ("runs/sgd-seed-1/metrics.jsonl", cut, "it has 50 of 60 steps"),
+        ("runs/sgd-seed-1/metrics.jsonl", gap, "steps are missing"),
+        ("runs/sgd-seed-1/metrics.jsonl", blind, "no validation loss"),
+        ("comparison.json", plan.replace("\"format\": 1", "\"format\": 9"), "its format is 9"),
+    ] {
+        let path = out.join(file);
+        let whole = std::fs::read(&path).expect("a file");
+        std::fs::write(&path, &damaged).expect("a file");
+        let output = run(&mut compare());
+        assert_eq!(output.status.code(), Some(1), "{file}: {}", stderr(&output));
+        let said = stderr(&output);
+        assert!(said.contains(word) && said.contains(path.to_str().expect("UTF-8")), "{file}: {said}");
+        std::fs::write(&path, whole).expect("a file");
+    }
+    succeed(&mut compare());
+}
+
+#[test]
+fn one_process_at_a_time_works_on_a_study_and_only_in_a_folder_of_its_own() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = grid(folder.path());
+    let commands = [
+        vec!["compare", "--config", &config, "--optimizers", "adamw,sgd", "--seeds", "1"],
+        vec!["tune", "search", "--config", &config, "--optimizer", "adamw", "--trials", "1"],
+    ];
+    for arguments in commands {
+        let out = folder.path().join(arguments[0]);
+        let start = || run(vrtrain().args(&arguments).args(["--set", "train.steps=10", "--out"]).arg(&out));
+        std::fs::create_dir(&out).expect("a folder");
+        let lock = std::fs::File::create(out.join(".lock")).expect("a file");
+        lock.try_lock().expect("a lock");
+        let output = start();
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        let said = format!("{} is in use by another vrtrain", out.display());
+        assert!(stderr(&output).contains(&said), "{}", stderr(&output));
+        assert_eq!(std::fs::read_dir(&out).expect("a folder").count(), 1, "something was made");
+        drop(lock);
+        // The file alone, as a killed process leaves it, keeps nobody out.
+        let output = start();
+        assert!(output.status.success(), "{}", stderr(&output));
+        std::fs::remove_file(out.join(if arguments[0] == "tune" { "study.jsonl" } else { "comparison.json" }))
+            .expect("the head");
+        let output = start();
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        assert!(stderr(&output).contains("is not empty and holds no"), "{}", stderr(&output));
     }
 }
 
@@ -185,6 +331,8 @@ fn a_search_is_stored_resumed_and_used() {
     // A longer budget goes on with the same study.
     succeed(&mut search("5", &out));
     assert!(study(&out).starts_with(&three) && study(&out).lines().count() == 6);
+    let fewer = succeed(&mut search("2", &out));
+    assert!(stderr(&fewer).contains("has 5 trials already: --trials 2 makes no more"), "{}", stderr(&fewer));
     let other = run(search("5", &out).args(["--range", "optimizer.beta2=0.9..0.9999"]));
     assert_eq!(other.status.code(), Some(2), "{}", stderr(&other));
     assert!(stderr(&other).contains("another study: space was"), "{}", stderr(&other));
@@ -194,7 +342,9 @@ fn a_search_is_stored_resumed_and_used() {
     std::fs::create_dir(&cut).expect("a folder");
     let lines: Vec<String> = study(&whole).lines().take(5).map(|line| format!("{line}\n")).collect();
     std::fs::write(cut.join("study.jsonl"), lines.concat() + "{\"trial\":4,").expect("a study");
-    let resumed = json(&succeed(&mut search("6", &cut)));
+    let output = succeed(&mut search("6", &cut));
+    assert!(stderr(&output).contains("study.jsonl:6: torn by a kill"), "{}", stderr(&output));
+    let resumed = json(&output);
     assert_eq!(resumed["objective"], best["objective"]);
     assert_eq!(study(&cut), study(&whole));
     assert!(number(&best, "objective") > 0.0 && best["values"]["optimizer.lr"].is_number());
@@ -217,6 +367,7 @@ fn bad_studies_are_refused_with_reasons() {
         ("optimizer.beta1=0.5..1.5", "beta1"),
         ("train.stepz=1..5:integer", "train.stepz"),
         ("optimizer.lr", "KEY=LOW..HIGH"),
+        ("seed=1..50:integer", "a seed is not a thing to tune"),
     ] {
         let arguments =
             ["tune", "search", "--config", &config, "--optimizer", "adamw", "--trials", "2", "--range", range];
@@ -224,6 +375,14 @@ fn bad_studies_are_refused_with_reasons() {
         assert_eq!(output.status.code(), Some(2), "{range}: {}", stderr(&output));
         assert!(stderr(&output).contains(word), "{range}: {}", stderr(&output));
         assert!(!out.exists(), "{range}");
+    }
+    for (more, word) in [
+        (vec!["--optimizer", "adamw", "--set", "optimizer.name=sgd"], "give one of the two"),
+        (vec!["--optimizer", "sophiag"], "sophiag draws labels"),
+    ] {
+        let output = run(vrtrain().args(["tune", "search", "--config", &config]).args(&more).arg("--out").arg(&out));
+        assert_eq!(output.status.code(), Some(2), "{more:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(word) && !out.exists(), "{more:?}: {}", stderr(&output));
     }
     // A rate at which everything diverges: a study of failures alone is an error, not a result.
     let arguments = ["tune", "search", "--config", &config, "--trials", "5", "--optimizer", "sgd"];

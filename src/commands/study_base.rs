@@ -1,8 +1,10 @@
 //! What `compare` and `tune` begin with: a config or a preset, which command runs it, and variants of it as files.
 
 use super::workers::Job;
-use crate::config::{ConfigError, RunConfig, Settings, TaskRunConfig, with_optimizer};
+use crate::config::{ConfigError, RunConfig, Settings, Task, TaskRunConfig, with_optimizer};
+use crate::train::RunFolder;
 use anyhow::{Context, Result};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// A task that has a config of its own.
@@ -121,18 +123,31 @@ impl Base {
         Self::resolve(&text, &self.name, &self.name, Path::new(""), &self.optimizer_assignments)
     }
 
-    /// Whether the config can be run with `assignments`, as far as it tells by itself.
-    pub fn check(&self, assignments: &[String]) -> Result<()> {
+    /// The config with `assignments`, checked as far as it tells by itself: a study must not find out in the middle.
+    pub fn check(&self, assignments: &[String]) -> Result<Self> {
         let mut settings = Settings::from_toml(&self.text, &self.name)?;
         for assignment in assignments {
             settings.set(assignment)?;
         }
-        let mut optimizer = if self.runner == Runner::Task {
-            TaskRunConfig::from_settings(settings.clone(), &self.name, Path::new(""))?.optimizer
+        let (text, mut optimizer) = if self.runner == Runner::Task {
+            let config = TaskRunConfig::from_settings(settings.clone(), &self.name, Path::new(""))?;
+            // As `lab train` refuses it.
+            if matches!(config.task, Task::GridWorld(_)) && config.optimizer.name == "sophiag" {
+                let message = "sophiag draws labels from the model, and gridworld has none: choose another optimizer";
+                return Err(settings.error("optimizer.name", message).into());
+            }
+            (config.to_toml(), config.optimizer)
         } else {
-            RunConfig::from_toml(&self.text, &self.name, &self.name, Path::new(""), assignments)?.optimizer
+            let config = RunConfig::from_toml(&self.text, &self.name, &self.name, Path::new(""), assignments)?;
+            if config.data.validation.is_none() {
+                let message = "the config has no validation data, and studies go by the validation loss: set \
+                               data.validation.files or data.validation.source";
+                return Err(ConfigError::flag("[data]", message).into());
+            }
+            (config.to_toml(), config.optimizer)
         };
-        super::prepare::optimizer_of(&mut optimizer, &settings).map(|_| ())
+        super::prepare::optimizer_of(&mut optimizer, &settings)?;
+        Ok(Self { text, ..self.clone() })
     }
 
     /// A run of the config at `config` (this one's text, or of the same kind) in the folder `run`; it goes on where it
@@ -149,7 +164,7 @@ impl Base {
         }
         arguments.extend(["--resume".to_owned(), "--quiet".to_owned()]);
         arguments.extend(assignments.iter().flat_map(|assignment| ["--set".to_owned(), assignment.clone()]));
-        Job { label: label.to_owned(), arguments, run: run.to_owned(), log: run.with_extension("log") }
+        Job { label: label.to_owned(), arguments, run: run.to_owned(), log: beside(run, ".log") }
     }
 
     /// Writes the config for `job` to read.
@@ -158,6 +173,60 @@ impl Base {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         crate::train::checkpoint::replace_file(path, self.text.as_bytes())
     }
+}
+
+/// The file beside a run's folder that has its name and `suffix`. The name may have dots of its own.
+pub fn beside(run: &Path, suffix: &str) -> PathBuf {
+    let mut path = run.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
+}
+
+/// Takes the folder of a study for this process alone, which must be empty or hold the study's own file `head`.
+pub fn take_folder(out: &Path, head: &str, what: &str) -> Result<RunFolder> {
+    let names: Vec<String> = match std::fs::read_dir(out) {
+        Ok(entries) => entries
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect::<std::io::Result<_>>()
+            .with_context(|| format!("cannot list {}", out.display()))?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(error).with_context(|| format!("cannot use {}", out.display())),
+    };
+    // What a process leaves that is killed before it has written the head.
+    let is_left = |name: &String| name == ".lock" || name.starts_with(".tmp");
+    if !names.iter().any(|name| name == head) && !names.iter().all(is_left) {
+        let message = format!("{} is not empty and holds no {what} ({head}): give another folder", out.display());
+        return Err(ConfigError::flag("--out", message).into());
+    }
+    RunFolder::open(out)
+}
+
+/// Refuses assignments of `seed`, which `why` says how to give.
+pub fn refuse_seed(flag: &str, assignments: &[String], why: &str) -> Result<(), ConfigError> {
+    for assignment in assignments {
+        let mut settings = Settings::default();
+        settings.set(assignment)?;
+        if settings.is_set("seed") {
+            return Err(ConfigError::flag(flag, format!("{assignment}: {why}")));
+        }
+    }
+    Ok(())
+}
+
+/// Every key of a resolved config with its value.
+pub fn keys_of(text: &str) -> Result<BTreeMap<String, String>> {
+    let mut keys = BTreeMap::new();
+    let mut sections = vec![(String::new(), text.parse::<toml::Table>()?)];
+    while let Some((prefix, table)) = sections.pop() {
+        for (key, value) in table {
+            let key = format!("{prefix}{key}");
+            match value {
+                toml::Value::Table(inner) => sections.push((key + ".", inner)),
+                value => drop(keys.insert(key, value.to_string())),
+            }
+        }
+    }
+    Ok(keys)
 }
 
 /// `--out`, made absolute: runs have working directories of their own.

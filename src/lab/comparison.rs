@@ -1,9 +1,10 @@
 //! What a set of runs says: means over seeds, paired differences from a baseline, and whether the pairs are pairs.
 
 use super::plot::{Chart, Forest, Scale, Series, Stroke};
-use super::statistics::{Estimate, Verdict, median, short};
+use super::statistics::{Estimate, Verdict, median, short, three_digits};
 use crate::train::Record;
 use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// One run that ended.
 #[derive(Clone, Debug)]
@@ -12,6 +13,16 @@ pub struct RunResult {
     pub seed: u64,
     pub outcome: Outcome,
     pub initial_hash: Option<String>,
+    /// The run's settings of which [`is_of_data`] holds; empty where it diverged.
+    pub data: BTreeMap<String, String>,
+}
+
+/// Whether a config key says what is learned or what the validation loss is taken on: runs that differ in it are no
+/// pairs, even where the training batches are the same.
+pub fn is_of_data(key: &str) -> bool {
+    let of_data = ["data.", "task.", "tokenizer.", "train.sequence_length"].iter().any(|begin| key.starts_with(begin));
+    let of_means = ["data.tokenizer_threads", "data.cache_gib"].contains(&key) || key.starts_with("task.sharpness_");
+    of_data && !of_means
 }
 
 /// How it ended.
@@ -113,36 +124,46 @@ impl Comparison {
     pub fn table(&self) -> String {
         let has = |value: &dyn Fn(&Row) -> Option<Estimate>| self.rows.iter().any(|row| value(row).is_some());
         let (accuracy, distance) = (has(&|row| row.accuracy), has(&|row| row.distance));
-        let baseline = &self.labels[self.baseline];
+        let baseline = escaped(&self.labels[self.baseline]);
+        let pairs = if self.unpaired.is_empty() { "paired" } else { "no pairs" };
         let mut head =
-            vec!["optimizer".to_owned(), "val loss".into(), format!("minus {baseline} (paired)"), "verdict".into()];
+            vec!["optimizer".to_owned(), "val loss".into(), format!("minus {baseline} ({pairs})"), "verdict".into()];
         head.extend(accuracy.then(|| "accuracy".into()));
         head.extend(distance.then(|| "L1 distance".into()));
         head.extend(["s a step".to_owned(), "against AdamW".into(), "runs".into()]);
         let mut lines = vec![format!("| {} |", head.join(" | ")), format!("|{}", "---|".repeat(head.len()))];
         for row in &self.rows {
             let shown = |estimate: Option<Estimate>| estimate.map_or("-".to_owned(), |estimate| show(&estimate));
-            let verdict = match row.difference.map(|difference| difference.verdict()) {
-                _ if row.diverged > 0 && row.finished == 0 => "diverges",
-                Some(Verdict::Below) => "better",
-                Some(Verdict::Above) => "worse",
-                Some(Verdict::Undecided) => "no difference shown",
-                None if row.label == *baseline => "baseline",
-                None => "-",
-            };
             let signed = row
                 .difference
                 .map_or("-".to_owned(), |d| format!("{}{}", if d.mean >= 0.0 { "+" } else { "" }, show(&d)));
-            let mut cells = vec![row.label.clone(), shown(row.loss), signed, verdict.into()];
+            let mut cells = vec![escaped(&row.label), shown(row.loss), signed, self.verdict(row)];
             cells.extend(accuracy.then(|| shown(row.accuracy)));
             cells.extend(distance.then(|| shown(row.distance)));
-            cells.push(row.seconds_a_step.map_or("-".into(), |seconds| format!("{seconds:.4}")));
+            cells.push(row.seconds_a_step.map_or("-".into(), three_digits));
             cells.push(row.relative_time.map_or("-".into(), |ratio| format!("{ratio:.2}x")));
             let diverged = if row.diverged > 0 { format!(", {} diverged", row.diverged) } else { String::new() };
             cells.push(format!("{}{diverged}", row.finished));
             lines.push(format!("| {} |", cells.join(" | ")));
         }
         lines.join("\n")
+    }
+
+    /// What a row's difference says, in words. Where runs diverged, the others alone say nothing about who is better:
+    /// they are the lucky ones.
+    fn verdict(&self, row: &Row) -> String {
+        let baseline = &self.rows[self.baseline];
+        let survivors = |row: &Row| format!("{} of {} diverged", row.diverged, row.diverged + row.finished);
+        match row.difference.map(|difference| difference.verdict()) {
+            _ if row.diverged > 0 && row.finished == 0 => "diverges".into(),
+            _ if row.diverged > 0 => survivors(row),
+            None if row.label == baseline.label => "baseline".into(),
+            _ if baseline.diverged > 0 => format!("{}: {}", escaped(&baseline.label), survivors(baseline)),
+            Some(Verdict::Below) => "better".into(),
+            Some(Verdict::Above) => "worse".into(),
+            Some(Verdict::Undecided) => "no difference shown".into(),
+            None => "-".into(),
+        }
     }
 
     pub fn json(&self) -> Value {
@@ -218,6 +239,11 @@ impl Comparison {
     }
 }
 
+/// A name as a cell of a Markdown table can have it.
+fn escaped(name: &str) -> String {
+    name.replace('|', "\\|")
+}
+
 fn show(estimate: &Estimate) -> String {
     match estimate.half_width {
         Some(half) => format!("{} ± {}", short(estimate.mean), short(half)),
@@ -225,7 +251,7 @@ fn show(estimate: &Estimate) -> String {
     }
 }
 
-/// Where runs of one seed differ in their beginning or their batches.
+/// Where runs of one seed differ in their beginning, their batches, their length or their data.
 fn unpaired(labels: &[String], seeds: &[u64], results: &[RunResult]) -> Vec<String> {
     let mut found = Vec::new();
     for &seed in seeds {
@@ -236,6 +262,14 @@ fn unpaired(labels: &[String], seeds: &[u64], results: &[RunResult]) -> Vec<Stri
             if first.initial_hash.is_none() || first.initial_hash != other.initial_hash {
                 found.push(format!("seed {seed}: {a} and {b} do not begin from the same weights"));
             }
+            let [mine, theirs] = [first, other].map(|run| run.records().len());
+            if mine != theirs {
+                found.push(format!("seed {seed}: {a} is trained for {mine} steps and {b} for {theirs}"));
+            }
+            found.extend(
+                differing(&first.data, &other.data)
+                    .map(|(key, ours, others)| format!("seed {seed}: {key} is {ours} for {a} and {others} for {b}")),
+            );
             let pairs = first.records().iter().zip(other.records());
             if let Some((record, _)) = pairs.into_iter().find(|(a, b)| a.batch.is_none() || a.batch != b.batch) {
                 found.push(format!("seed {seed}: {a} and {b} see different batches at step {}", record.step));
@@ -243,6 +277,17 @@ fn unpaired(labels: &[String], seeds: &[u64], results: &[RunResult]) -> Vec<Stri
         }
     }
     found
+}
+
+/// The keys in which two maps of settings differ, with both values.
+pub fn differing<'a>(
+    first: &'a BTreeMap<String, String>,
+    second: &'a BTreeMap<String, String>,
+) -> impl Iterator<Item = (&'a str, &'a str, &'a str)> {
+    let value = |map: &'a BTreeMap<String, String>, key: &str| map.get(key).map_or("not set", String::as_str);
+    let keys: BTreeSet<&String> = first.keys().chain(second.keys()).collect();
+    let all = keys.into_iter().map(move |key| (key.as_str(), value(first, key), value(second, key)));
+    all.filter(|(_, first, second)| first != second)
 }
 
 #[cfg(test)]
@@ -259,7 +304,13 @@ mod tests {
             ..Record::default()
         };
         let records = (1..=3).map(record).collect();
-        RunResult { entrant, seed, outcome: Outcome::Finished(records), initial_hash: Some("w".into()) }
+        let data = BTreeMap::from([("data.validation.tokens".to_owned(), "512".to_owned())]);
+        RunResult { entrant, seed, outcome: Outcome::Finished(records), initial_hash: Some("w".into()), data }
+    }
+
+    fn diverged(entrant: usize, seed: u64) -> RunResult {
+        let outcome = Outcome::Diverged("the loss is NaN".into());
+        RunResult { entrant, seed, outcome, initial_hash: Some("w".into()), data: BTreeMap::new() }
     }
 
     fn labels() -> Vec<String> {
@@ -274,8 +325,7 @@ mod tests {
                 [run(0, seed, 2.0 + noise, "b"), run(1, seed, 1.9 + noise + 0.001 * noise, "b")]
             })
             .collect();
-        let diverged = Outcome::Diverged("the loss is NaN".into());
-        results.push(RunResult { entrant: 2, seed: 0, outcome: diverged, initial_hash: Some("w".into()) });
+        results.push(diverged(2, 0));
         let comparison = Comparison::new(labels(), 0, vec![0, 1, 2], results);
         assert!(comparison.unpaired.is_empty(), "{:?}", comparison.unpaired);
         let vradam = &comparison.rows[1];
@@ -299,5 +349,39 @@ mod tests {
         let results = vec![run(0, 1, 2.0, "b"), run(1, 1, 2.0, "c")];
         let comparison = Comparison::new(labels(), 0, vec![1], results);
         assert!(comparison.unpaired[0].contains("different batches at step 1"), "{:?}", comparison.unpaired);
+    }
+
+    #[test]
+    fn runs_of_another_length_or_other_validation_data_are_no_pairs() {
+        let mut short = run(1, 1, 2.0, "b");
+        if let Outcome::Finished(records) = &mut short.outcome {
+            records.pop();
+        }
+        let mut other = run(2, 1, 2.0, "b");
+        other.data.insert("data.validation.tokens".into(), "64".into());
+        let comparison = Comparison::new(labels(), 0, vec![1], vec![run(0, 1, 2.0, "b"), short, other]);
+        let expected = [
+            "seed 1: adamw is trained for 3 steps and vradam for 2",
+            "seed 1: data.validation.tokens is 512 for adamw and 64 for sgd",
+        ];
+        assert_eq!(comparison.unpaired, expected);
+        assert!(comparison.table().contains("minus adamw (no pairs)"));
+        let words = ["data.validation.tokens", "task.loss", "tokenizer.source", "data.cache_gib", "train.eval_every"];
+        assert_eq!(words.map(is_of_data), [true, true, true, false, false]);
+    }
+
+    #[test]
+    fn survivors_alone_are_neither_better_nor_worse() {
+        let mut results: Vec<RunResult> = (0..3).map(|seed| run(0, seed, 2.0 + seed as f64, "b")).collect();
+        results.extend([run(1, 0, 1.0, "b"), run(1, 1, 2.0, "b"), diverged(1, 2)]);
+        results.extend((0..3).map(|seed| run(2, seed, 1.9 + seed as f64, "b")));
+        let names = ["a|b", "vradam", "sgd"].map(str::to_owned).to_vec();
+        let table = |baseline| Comparison::new(names.clone(), baseline, vec![0, 1, 2], results.clone()).table();
+        let first = table(0);
+        assert!(first.contains("| 1 of 3 diverged |") && first.contains("| better |"), "{first}");
+        assert!(first.contains("minus a\\|b (paired)") && first.contains("\n| a\\|b | "), "{first}");
+        let second = table(1);
+        assert!(!second.contains("better") && !second.contains("worse"), "{second}");
+        assert!(second.contains("| vradam: 1 of 3 diverged |"), "{second}");
     }
 }

@@ -67,11 +67,17 @@ impl Dimension {
         (self.low..=self.high).contains(&value)
     }
 
+    /// Whether a trial can have `value`.
+    pub fn takes(&self, value: f64) -> bool {
+        self.contains(value) && (self.scale != Scale::Integer || value.fract() == 0.0)
+    }
+
     /// The value at `place`, from 0 to 1.
     pub fn value(&self, place: f64) -> f64 {
         let place = place.clamp(0.0, 1.0);
         match self.scale {
-            Scale::Linear => self.low + place * (self.high - self.low),
+            // Rounding may lead past the end.
+            Scale::Linear => (self.low + place * (self.high - self.low)).min(self.high),
             Scale::Log => (self.low.ln() + place * (self.high / self.low).ln()).exp().clamp(self.low, self.high),
             Scale::Integer => (self.low + (place * (self.high - self.low + 1.0)).floor()).min(self.high),
         }

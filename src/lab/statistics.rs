@@ -44,9 +44,26 @@ impl Estimate {
     }
 }
 
-/// A number with about five significant digits, small ones with an exponent.
+/// A number with about five significant digits, small and large ones with an exponent.
 pub fn short(value: f64) -> String {
-    if value != 0.0 && value.abs() < 0.01 { format!("{value:.2e}") } else { format!("{value:.4}") }
+    match value.abs() {
+        size if size >= 1e6 => format!("{value:.4e}"),
+        size if size != 0.0 && size < 0.01 => format!("{value:.2e}"),
+        _ => format!("{value:.4}"),
+    }
+}
+
+/// A number with three significant digits.
+pub fn three_digits(value: f64) -> String {
+    if value == 0.0 {
+        return "0".into();
+    }
+    let power = value.abs().log10().floor();
+    if !(-3.0..6.0).contains(&power) {
+        return format!("{value:.2e}");
+    }
+    let decimals = (2.0 - power).max(0.0) as usize;
+    format!("{value:.decimals$}")
 }
 
 /// What an interval says about a difference.
@@ -107,6 +124,9 @@ mod tests {
     #[test]
     fn small_numbers_keep_their_digits() {
         assert_eq!([0.0, 5.98765, -0.5, 0.000123456].map(short), ["0.0000", "5.9877", "-0.5000", "1.23e-4"]);
+        assert_eq!([999_999.0, -1_234_567.0, 1e70].map(short), ["999999.0000", "-1.2346e6", "1.0000e70"]);
+        let numbers = [0.0, 0.000_334, 0.0412, 1.2345, 43.21, 1234.5, 1e7];
+        assert_eq!(numbers.map(three_digits), ["0", "3.34e-4", "0.0412", "1.23", "43.2", "1234", "1.00e7"]);
     }
 
     #[test]

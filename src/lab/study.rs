@@ -4,7 +4,7 @@ use super::space::Dimension;
 use super::statistics::median;
 use super::tpe::{Seen, suggest};
 use crate::train::checkpoint::replace_file;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::Write;
@@ -74,13 +74,13 @@ pub struct Study {
 const MEDIAN_NEEDS: usize = 3;
 
 impl Study {
-    /// Takes a study up, or begins it. A line torn by a kill is dropped.
+    /// Takes a study up, or begins it. A last line without an end was torn by a kill: it is dropped, and said to be.
     ///
     /// # Errors
-    /// When the file is of another study: the message lists what differs.
+    /// When the file is of another study: the message lists what differs; when a line is no trial of this study.
     pub fn open(path: &Path, header: Header) -> Result<Self> {
         let mut study = Self { header, trials: Vec::new(), path: path.to_owned() };
-        let text = match std::fs::read_to_string(path) {
+        let text = match std::fs::read(path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let line = serde_json::to_string(&study.header)? + "\n";
@@ -89,27 +89,54 @@ impl Study {
             }
             Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
         };
-        let mut lines = text.split_inclusive('\n');
+        let mut lines = text.split_inclusive(|byte| *byte == b'\n');
         let first = lines.next().unwrap_or_default();
-        let found: Header = serde_json::from_str(first)
+        let found: Header = serde_json::from_slice(first)
             .with_context(|| format!("{}:1: this is not a study's head; give another --out", path.display()))?;
         study.refuse_other(&found)?;
-        let mut kept = first.len();
-        for (number, line) in lines.enumerate() {
-            match serde_json::from_str::<Trial>(line) {
-                Ok(trial) if line.ends_with('\n') && trial.trial == study.trials.len() => {
-                    kept += line.len();
-                    study.trials.push(trial);
-                }
-                Ok(_) | Err(_) if kept + line.len() == text.len() => break,
-                Ok(trial) => bail!("{}:{}: trial {} is out of turn", path.display(), number + 2, trial.trial),
-                Err(error) => bail!("{}:{}: not a trial: {error}", path.display(), number + 2),
-            }
+        let mut kept = first.to_vec();
+        if !first.ends_with(b"\n") {
+            kept.push(b'\n');
+            eprintln!("{}:1: the head's line had no end: it gets one", path.display());
         }
-        if kept < text.len() {
-            replace_file(path, &text.as_bytes()[..kept])?;
+        for (index, line) in lines.enumerate() {
+            let place = format!("{}:{}", path.display(), index + 2);
+            // Only the last line of a file can lack its end.
+            if !line.ends_with(b"\n") {
+                eprintln!("{place}: torn by a kill: the line is dropped, and the trial is made again");
+                break;
+            }
+            let trial: Trial =
+                serde_json::from_slice(line).map_err(|error| anyhow::anyhow!("{place}: not a trial: {error}"))?;
+            study.check(&trial).map_err(|why| anyhow::anyhow!("{place}: {why}"))?;
+            kept.extend_from_slice(line);
+            study.trials.push(trial);
+        }
+        if kept != text {
+            replace_file(path, &kept)?;
         }
         Ok(study)
+    }
+
+    /// Whether `trial` can be the next one.
+    fn check(&self, trial: &Trial) -> Result<(), String> {
+        let Trial { trial: number, values, status, objective, .. } = trial;
+        if *number != self.trials.len() {
+            return Err(format!("trial {number} is out of turn"));
+        }
+        let space = &self.header.space;
+        if values.len() != space.len() {
+            return Err(format!("trial {number} has {} values, and the study {} keys", values.len(), space.len()));
+        }
+        if let Some((dimension, value)) = space.iter().zip(values).find(|(dimension, value)| !dimension.takes(**value))
+        {
+            return Err(format!("trial {number} has {} = {value}, which its range does not have", dimension.key));
+        }
+        match (status, objective) {
+            (Status::Failed, Some(_)) => Err(format!("trial {number} failed and has an objective")),
+            (Status::Finished | Status::Stopped, None) => Err(format!("trial {number} has no objective")),
+            _ => Ok(()),
+        }
     }
 
     fn refuse_other(&self, found: &Header) -> Result<()> {
@@ -264,6 +291,39 @@ mod tests {
         assert!(error.to_string().contains("space was") && error.to_string().contains("0.00001"), "{error}");
         std::fs::write(&path, "no study\n")?;
         assert!(Study::open(&path, header()?).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn damaged_trials_are_refused_by_line_and_lines_without_an_end_are_made_again() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("study.jsonl");
+        let mut study = Study::open(&path, header()?)?;
+        study.push(trial(0, vec![1e-3], &[2.0]))?;
+        study.push(trial(1, vec![1e-2], &[1.0]))?;
+        let text = std::fs::read_to_string(&path)?;
+        for (from, to, word) in [
+            ("[0.01]", "[]", "trial 1 has 0 values, and the study 1 keys"),
+            ("[0.01]", "[0.01,0.1]", "trial 1 has 2 values"),
+            ("[0.01]", "[7.5]", "optimizer.lr = 7.5"),
+            ("\"objective\":1.0", "\"objective\":null", "no objective"),
+            ("\"trial\":1,", "\"trial\":one,", "not a trial"),
+        ] {
+            let damaged = text.replacen(from, to, 1);
+            std::fs::write(&path, &damaged)?;
+            let Err(error) = Study::open(&path, header()?) else { panic!("{word}") };
+            let message = format!("{error:#}");
+            assert!(message.contains("study.jsonl:3: ") && message.contains(word), "{message}");
+            assert_eq!(std::fs::read_to_string(&path)?, damaged);
+        }
+        // Torn in the middle of a character.
+        std::fs::write(&path, [text.as_bytes(), b"{\"trial\":2,\"error\":\"\xc2"].concat())?;
+        assert_eq!(Study::open(&path, header()?)?.trials.len(), 2);
+        assert_eq!(std::fs::read_to_string(&path)?, text);
+        let head = text.lines().next().context("a head")?;
+        std::fs::write(&path, head)?;
+        Study::open(&path, header()?)?.push(trial(0, vec![1e-3], &[2.0]))?;
+        assert_eq!(Study::open(&path, header()?)?.trials.len(), 1);
         Ok(())
     }
 

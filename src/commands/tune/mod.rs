@@ -10,7 +10,7 @@ pub use search::{SearchOptions, search};
 
 use super::study_base::Base;
 use super::workers::{End, Finish, Job, Watch, run_all};
-use crate::config::ConfigError;
+use crate::config::{ConfigError, Settings};
 use crate::optim::OptimizerConfig;
 use crate::train::Interrupt;
 use anyhow::{Result, bail};
@@ -37,6 +37,14 @@ impl Subject {
             (None, Some(config)) => Base::load(config, &self.assignments)?,
         };
         let Some(name) = &self.optimizer else { return Ok(base) };
+        let mut given = Settings::default();
+        for assignment in &self.assignments {
+            given.set(assignment)?;
+        }
+        if let Some(other) = given.text("optimizer.name").filter(|other| other != name) {
+            let message = format!("it says {name}, and --set says optimizer.name = {other:?}: give one of the two");
+            return Err(ConfigError::flag("--optimizer", message).into());
+        }
         if !OptimizerConfig::names().contains(&name.as_str()) {
             let names = OptimizerConfig::names().join(", ");
             return Err(ConfigError::flag(

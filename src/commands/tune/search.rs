@@ -1,7 +1,7 @@
 //! `vrtrain tune search`: Bayesian optimisation of config keys on the validation loss, stored, resumable, side by side.
 
 use super::Subject;
-use crate::commands::study_base::{Base, absolute};
+use crate::commands::study_base::{Base, absolute, take_folder};
 use crate::commands::workers::{End, Finish, Job, Watch, is_divergence, run_all};
 use crate::commands::{Ending, print_json};
 use crate::config::ConfigError;
@@ -30,6 +30,9 @@ pub struct SearchOptions {
     pub json: bool,
 }
 
+/// The study's file in its folder.
+const STUDY: &str = "study.jsonl";
+
 /// Ranges that the paper searches (its widest), and the like for optimizers that it does not have.
 fn default_ranges(optimizer: &str) -> Vec<String> {
     let lr = match optimizer {
@@ -50,13 +53,18 @@ pub fn search(options: &SearchOptions) -> Result<Ending> {
     let base = options.subject.base()?;
     let header = header(options, &base)?;
     let (out, interrupt) = (absolute(&options.out), Interrupt::install()?);
+    let _folder = take_folder(&out, STUDY, "study")?;
+    let mut study = Study::open(&out.join(STUDY), header)?;
     let runs = out.join("runs");
     std::fs::create_dir_all(&runs).with_context(|| format!("cannot create {}", runs.display()))?;
-    let mut study = Study::open(&out.join("study.jsonl"), header)?;
     let config = out.join("base.toml");
     base.write(&config)?;
-    if !study.trials.is_empty() {
-        eprintln!("{} of {} trials are there already", study.trials.len(), options.trials);
+    match study.trials.len() {
+        0 => {}
+        there if there > options.trials => {
+            eprintln!("the study has {there} trials already: --trials {} makes no more", options.trials);
+        }
+        there => eprintln!("{there} of {} trials are there already", options.trials),
     }
     while study.trials.len() < options.trials {
         let begin = study.trials.len();
@@ -82,12 +90,17 @@ fn header(options: &SearchOptions, base: &Base) -> Result<Header> {
     if options.trials == 0 || options.workers == 0 {
         return Err(ConfigError::flag("--trials", "trials and workers are whole numbers from 1").into());
     }
+    base.check(&[])?;
     let ranges = if options.ranges.is_empty() { default_ranges(&optimizer) } else { options.ranges.clone() };
     let refuse = |text: &str, why: String| anyhow::Error::from(ConfigError::flag(&format!("--range {text}"), why));
     let mut space: Vec<Dimension> = Vec::new();
     let mut values = Vec::new();
     for text in &ranges {
         let dimension = Dimension::parse(text).map_err(|why| refuse(text, why))?;
+        if dimension.key == "seed" {
+            let why = "a seed is not a thing to tune: compare takes several seeds with --seeds";
+            return Err(refuse(text, why.to_owned()));
+        }
         if space.iter().any(|other| other.key == dimension.key) {
             return Err(refuse(text, format!("{} has a range already", dimension.key)));
         }
