@@ -55,7 +55,7 @@ pub fn stability(options: &StabilityOptions) -> Result<Ending> {
         .collect();
 
     let pictures = match &options.out {
-        Some(folder) => draw(folder, method, &alternating)?,
+        Some(folder) => draw(folder, method, &alternating, options.steps)?,
         None => Vec::new(),
     };
     if options.json {
@@ -174,7 +174,7 @@ fn print_tables(
 const FLOOR: f64 = 1e-4;
 
 /// Draws the alternating gates and the amplitudes of the closed loop.
-fn draw(folder: &Path, method: Method, alternating: &[f64; 2]) -> Result<Vec<PathBuf>> {
+fn draw(folder: &Path, method: Method, alternating: &[f64; 2], steps: usize) -> Result<Vec<PathBuf>> {
     std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let path = |eta_l: &[f64]| {
         let numbered = stability::trajectory(method.beta1, eta_l, 40).into_iter().enumerate();
@@ -197,7 +197,7 @@ fn draw(folder: &Path, method: Method, alternating: &[f64; 2]) -> Result<Vec<Pat
     let amplitude = |x0: f64| {
         let parts = (0..=120).map(|i| 0.1 * 120f64.powf(f64::from(i) / 120.0));
         let runs = parts.map(|part| {
-            (part, stability::closed_loop(method, CURVATURE, part * method.threshold(), x0, 20_000).amplitude)
+            (part, stability::closed_loop(method, CURVATURE, part * method.threshold(), x0, steps).amplitude)
         });
         runs.map(|(part, amplitude)| (part, amplitude.max(FLOOR))).collect::<Vec<_>>()
     };

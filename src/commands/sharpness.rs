@@ -1,9 +1,11 @@
 //! `vrtrain sharpness`: the largest eigenvalues of the Hessian at a run's checkpoints, beside the edges of stability.
 
+use super::setup::{LazyHub, read_model_config, source_files};
 use super::{Ending, print_json, task};
-use crate::config::{ConfigError, RunConfig, TaskRunConfig};
+use crate::config::{ConfigError, DataSource, RunConfig, Task, TaskRunConfig};
+use crate::data::{Batch, Feed, Images};
 use crate::lab::problem::Problem;
-use crate::lab::sharpness::Loss;
+use crate::lab::sharpness::{DOUBTFUL, Loss, share_of_error};
 use crate::lab::tracking::{Measurement, Point, Settings, chart, measure};
 use crate::model::ModelShape;
 use crate::optim::OptimizerConfig;
@@ -48,11 +50,27 @@ pub fn run(options: &Options) -> Result<Ending> {
             return Err(ConfigError::flag(flag, "it takes a whole number from 1").into());
         }
     }
+    if options.sequence_length == Some(0) {
+        return Err(ConfigError::flag("--sequence-length", "it takes a whole number from 1").into());
+    }
+    if options.count > options.iterations {
+        let message = format!(
+            "{} eigenvalues take as many Lanczos iterations, and --iterations is {}: raise it or lower --top",
+            options.count, options.iterations
+        );
+        return Err(ConfigError::flag("--top", message).into());
+    }
     let (run, checkpoints) = checkpoints(&options.run, options.all)?;
     let stored = run.join("config.toml");
     let mut problem;
     let subject = if TaskRunConfig::is_task(&stored)? {
+        if options.sequence_length.is_some() {
+            let message =
+                format!("{} is a run of a small task, which has no rows of tokens: leave it out", run.display());
+            return Err(ConfigError::flag("--sequence-length", message).into());
+        }
         let prepared = task::prepare(TaskRunConfig::load(&stored, &[])?)?;
+        check_examples(&prepared.config.task, options.examples)?;
         problem = Some(prepared.problem);
         let problem: &dyn Problem = match &mut problem {
             Some(problem) => &**problem,
@@ -64,6 +82,10 @@ pub fn run(options: &Options) -> Result<Ending> {
     } else {
         language_model(&run, &stored, options)?
     };
+    if options.count > subject.layout.count() {
+        let message = format!("the model has {} parameters and no more eigenvalues", subject.layout.count());
+        return Err(ConfigError::flag("--top", message).into());
+    }
     let records = read_metrics(&run)?;
     let settings = Settings::new(&subject.optimizer, options.examples, options.iterations, options.count, subject.seed);
     let mut measured = Vec::new();
@@ -79,6 +101,7 @@ pub fn run(options: &Options) -> Result<Ending> {
         if !options.json {
             show(&measurement, measured.is_empty());
         }
+        doubts(&measurement).iter().for_each(|doubt| eprintln!("warning: step {}: {doubt}", measurement.step));
         measured.push(measurement);
     }
     let mut pictures = Vec::new();
@@ -132,12 +155,17 @@ fn checkpoints(path: &Path, all: bool) -> Result<(PathBuf, Vec<PathBuf>)> {
 /// The loss of a GPT or LLaMA run on the first rows of its training data, in their order.
 fn language_model<'a>(run: &Path, stored: &Path, options: &Options) -> Result<Subject<'a>> {
     let mut config = RunConfig::load(stored, &[])?;
+    let stored = super::target::model_folder(run);
     if let Some(length) = options.sequence_length {
+        let positions = read_model_config(&stored.join("config.json"))?.n_positions();
+        if length > positions {
+            let message = format!("{length} tokens are more than the model's {positions} positions");
+            return Err(ConfigError::flag("--sequence-length", message).into());
+        }
         config.train.sequence_length = length;
     }
     // In the order of the files, whatever order the run drew.
     config.data.shuffle = false;
-    let stored = super::target::model_folder(run);
     let prepared = super::prepare::prepare(config, Some(&stored), super::run_length::Counting::Estimated)?;
     if prepared.adapted.is_some() {
         bail!("{} trains adapters: sharpness takes runs that train whole models", run.display());
@@ -145,13 +173,87 @@ fn language_model<'a>(run: &Path, stored: &Path, options: &Options) -> Result<Su
     let shape: ModelShape = prepared.model.clone();
     let layout = Arc::new(Layout::new(shape.parameter_specs()));
     let mut feed = prepared.data.feed(&prepared.config, prepared.tokenizer.as_ref(), shape.vocab_size(), None)?;
-    let batch = feed.next_batch(options.examples)?;
+    let batch = first_rows(&mut feed, options.examples)?;
     let (of_loss, seed, optimizer) = (Arc::clone(&layout), prepared.config.seed, prepared.optimizer.clone());
     let loss = move |tensors: &[Tensor]| {
         let (sum, count) = shape.twin_loss(&of_loss, tensors, view(&batch))?;
         Ok((sum / count as f64)?)
     };
     Ok(Subject { layout, optimizer, seed, loss: Box::new(loss) })
+}
+
+/// Walks a loss may be taken of at most; they are drawn, so that there is no other end to them.
+const MOST_WALKS: usize = 10_000_000;
+
+/// Refuses more examples than a small task has.
+fn check_examples(task: &Task, asked: usize) -> Result<()> {
+    let (there, what) = match task {
+        Task::GridWorld(_) => (MOST_WALKS, "walks are drawn at most"),
+        Task::Images(images) => {
+            let there = match (images.examples, &images.training) {
+                // Whoever prepared the task has counted them.
+                (Some(examples), _) => examples,
+                (None, DataSource::Files(sources)) => {
+                    let files = source_files(sources, &images.training_files, &LazyHub::default(), "data.source")?;
+                    Images::read(&files.into_iter().map(|file| file.bytes).collect::<Vec<_>>(), None)?.len()
+                }
+                (None, DataSource::Quickstart) => 0,
+            };
+            (there, "images are there to train on")
+        }
+    };
+    if asked > there {
+        return Err(ConfigError::flag("--examples", format!("{asked} are asked for, but only {there} {what}")).into());
+    }
+    Ok(())
+}
+
+/// The first `count` rows of the data, none of them twice.
+fn first_rows(feed: &mut Feed, count: usize) -> Result<Batch> {
+    let mut all: Option<Batch> = None;
+    for row in 0..count {
+        let epoch = match feed {
+            Feed::Text(stream) => stream.epoch()?,
+            Feed::Examples(stream) => stream.position().epoch,
+        };
+        if epoch > 0 {
+            let message = format!("{count} rows are asked for, but a pass over the training data has only {row}");
+            return Err(ConfigError::flag("--examples", message).into());
+        }
+        let next = feed.next_batch(1)?;
+        match &mut all {
+            None => all = Some(next),
+            Some(all) => {
+                all.inputs.extend(next.inputs);
+                all.targets.extend(next.targets);
+                all.rows += next.rows;
+                all.padding += next.padding;
+                if let (Some(places), Some(more)) = (&mut all.places, next.places) {
+                    places.extend(more);
+                }
+            }
+        }
+    }
+    all.context("no row was asked for")
+}
+
+/// Why values are not to be trusted.
+fn doubts(measurement: &Measurement) -> Vec<String> {
+    let preconditioned = measurement.preconditioned.as_deref().zip(measurement.preconditioned_difference_error);
+    let spectra = [("H", Some((&measurement.sharpness[..], measurement.difference_error))), ("P^-1 H", preconditioned)];
+    let found = spectra.into_iter().filter_map(|(name, spectrum)| {
+        let (values, error) = spectrum?;
+        let share = share_of_error(values, error);
+        (share > DOUBTFUL).then(|| {
+            format!(
+                "the eigenvalues of {name} are not to be trusted: the estimated error of the difference is {error:.1e}, \
+                 {:.0}% of the largest; the gradient jumps very near these weights, as at a kink of ReLU, where the loss \
+                 has no Hessian",
+                100.0 * share
+            )
+        })
+    });
+    found.collect()
 }
 
 fn show(measurement: &Measurement, first: bool) {
@@ -173,4 +275,32 @@ fn show(measurement: &Measurement, first: bool) {
         "  edges    2/eta {:.4}; with momentum {:.4} ungated, {:.4} gated",
         measurement.edge_descent, measurement.edge_momentum, measurement.edge_gated
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_with_a_large_error_are_doubted_and_others_are_not() {
+        let mut measurement = Measurement {
+            step: 5,
+            lr: 1e-3,
+            eta: 1e-3,
+            sharpness: vec![61.5, 2.0],
+            residual: 4e-20,
+            difference_error: 36.0,
+            preconditioned: Some(vec![100.0]),
+            preconditioned_residual: Some(0.0),
+            preconditioned_difference_error: Some(1.0),
+            edge_descent: 2e3,
+            edge_momentum: 3.8e4,
+            edge_gated: 3.8e4,
+        };
+        let found = doubts(&measurement);
+        assert_eq!(found.len(), 1);
+        assert!(found[0].contains("of H are not to be trusted") && found[0].contains("59%"), "{found:?}");
+        measurement.difference_error = 1e-3;
+        assert!(doubts(&measurement).is_empty());
+    }
 }

@@ -3,9 +3,9 @@
 use super::Ending;
 use super::setup::{LazyHub, source_files};
 use crate::config::{ConfigError, Source};
-use crate::data::DataSet;
+use crate::data::{DataSet, FileKind};
 use crate::quickstart::tokenizer::{TokenizerError, save, train_with};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 
 /// What the command line asked for.
@@ -18,6 +18,9 @@ pub struct Options {
     pub out: PathBuf,
 }
 
+/// What `--text-column` is when it is left out.
+const DEFAULT_COLUMN: &str = "text";
+
 /// The 256 bytes and end of text.
 const SMALLEST: usize = 257;
 
@@ -29,10 +32,26 @@ pub fn run(options: &Options) -> Result<Ending> {
             format!("{vocabulary} tokens cannot be: it takes {SMALLEST} (every byte and end of text) or more");
         return Err(ConfigError::flag("--vocabulary", message).into());
     }
-    let empty = std::fs::read_dir(out).map_or(true, |mut entries| entries.next().is_none());
-    ensure!(empty, "{} exists and is not empty: give another --out", out.display());
+    let refuse = |flag: &str, message: String| Err(ConfigError::flag(flag, message).into());
+    let free = match std::fs::read_dir(out) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(_) => !out.exists(),
+    };
+    if !free {
+        return refuse("--out", format!("{} exists and is not an empty folder: give another", out.display()));
+    }
     let source = Source::parse(data, Path::new(""));
+    if !files.is_empty() && matches!(&source, Source::Path(path) if path.is_file()) {
+        let message =
+            format!("it chooses among the files of a folder or data set, and {data} is one file: leave it out");
+        return refuse("--files", message);
+    }
     let found = source_files(&[source], files, &LazyHub::default(), "--data")?;
+    let has_columns = found.iter().any(|file| matches!(file.kind, FileKind::Parquet | FileKind::Jsonl));
+    if text_column != DEFAULT_COLUMN && !has_columns {
+        let message = format!("{data} has no columns: {text_column:?} is one of parquet or JSON Lines; leave it out");
+        return refuse("--text-column", message);
+    }
     let texts = DataSet::open(found, text_column)?.texts()?;
     let trained = train_with(*vocabulary, texts.iter().map(String::as_str)).map_err(|error| match error {
         TokenizerError::SmallSample { found, .. } => ConfigError::flag(

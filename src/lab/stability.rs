@@ -61,6 +61,10 @@ pub fn growth(beta1: f64, eta_l: &[f64]) -> f64 {
 /// The largest stable eta L, found by bisection on the growth, not by the formula.
 pub fn measured_threshold(beta1: f64) -> f64 {
     let (mut stable, mut unstable) = (1e-3, 1e6);
+    // Near beta1 = 1 the threshold lies above any fixed bound.
+    while growth(beta1, &[unstable]) < 1.0 && unstable < f64::MAX / 4.0 {
+        (stable, unstable) = (unstable, 2.0 * unstable);
+    }
     for _ in 0..200 {
         let middle = 0.5 * (stable + unstable);
         if growth(beta1, &[middle]) < 1.0 { stable = middle } else { unstable = middle }
@@ -204,6 +208,9 @@ mod tests {
             let formula = Method { beta1, ..METHOD }.threshold();
             assert!((measured_threshold(beta1) / formula - 1.0).abs() < 1e-9, "{beta1}");
         }
+        // Far above the first bracket; so near to 1 rounding leaves fewer digits.
+        let near = Method { beta1: 0.999_999, ..METHOD }.threshold();
+        assert!((measured_threshold(0.999_999) / near - 1.0).abs() < 1e-6 && near > 3.9e6);
         assert!((METHOD.common_lyapunov_range() - 0.105).abs() < 3e-4);
     }
 
