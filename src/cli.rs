@@ -293,12 +293,20 @@ struct DoctorArgs {
     json: bool,
 }
 
+/// A number above 0.
+fn speed(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(speed) if speed.is_finite() && speed > 0.0 => Ok(speed),
+        _ => Err("a number above 0 is wanted".into()),
+    }
+}
+
 #[derive(Args)]
 struct PlanArgs {
     #[command(flatten)]
     config: ConfigArgs,
     /// Tokens per second to reckon the time with; left out: measured products of this machine.
-    #[arg(long)]
+    #[arg(long, value_parser = speed)]
     tokens_per_s: Option<f64>,
     /// One JSON object.
     #[arg(long)]

@@ -245,6 +245,48 @@ fn a_run_folder_that_cannot_be_written_is_refused() {
 }
 
 #[test]
+fn a_file_is_read_once_and_what_validates_is_not_trained_on() {
+    let case = Case::new();
+    let folder = case.run_folder();
+    let tokens: Vec<u8> = (0..6000u32).flat_map(|i| ((i * 7 % 256) as u16).to_le_bytes()).collect();
+    std::fs::create_dir_all(case.path("d/more")).expect("a folder");
+    for name in ["d/train.bin", "d/val.bin", "d/more/train.bin"] {
+        case.write(name, &tokens);
+    }
+    #[cfg(unix)]
+    std::os::unix::fs::symlink(".", case.path("d/more/again")).expect("a link");
+    let twice = ["data.source=['d', 'd/train.bin']", "data.files='*.bin'", "data.validation.files=[]"];
+    refuses(&mut case.pretrain(&twice), &folder, 2, &["data.source", "d/train.bin", "twice"]);
+    let same = ["data.source='d/train.bin'", "data.validation.source='d/train.bin'", "data.validation.files=[]"];
+    let output = run(&mut case.pretrain(&same));
+    assert!(output.status.success() && stderr(&output).contains("of the training data itself"), "{}", stderr(&output));
+    std::fs::remove_dir_all(case.run_folder()).expect("the run");
+    // A folder with a link to itself, whose validation file is left out.
+    let settings =
+        ["data.source='d'", "data.files='*.bin'", "data.validation.source='d'", "data.validation.files='val.bin'"];
+    let output = run(&mut case.pretrain(&settings));
+    let text = stderr(&output).split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(output.status.success() && text.contains("data 2 files, 12.0k tokens"), "{text}");
+}
+
+#[test]
+fn a_line_of_metrics_torn_by_a_full_disk_does_not_end_the_run() {
+    let case = Case::new();
+    let output = run(&mut case.pretrain(&["train.checkpoint_every=2", "train.steps=4"]));
+    assert!(output.status.success(), "{}", stderr(&output));
+    let metrics = case.path("run/metrics.jsonl");
+    let whole = std::fs::read_to_string(&metrics).expect("metrics");
+    for (text, warns) in [(format!("{whole}{{\"step\":5,\"tok"), false), (String::new(), true)] {
+        std::fs::write(&metrics, text).expect("metrics");
+        let steps = if warns { "train.steps=8" } else { "train.steps=6" };
+        let output = run(case.pretrain(&[steps]).arg("--resume"));
+        assert!(output.status.success(), "{}", stderr(&output));
+        assert_eq!(stderr(&output).contains("nothing is left of steps"), warns, "{}", stderr(&output));
+    }
+    assert_eq!(std::fs::read_to_string(&metrics).expect("metrics").lines().count(), 2);
+}
+
+#[test]
 fn sizes_beyond_every_machine_are_refused_in_words() {
     let case = Case::new();
     let folder = case.run_folder();

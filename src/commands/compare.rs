@@ -180,7 +180,8 @@ fn conclude(options: &Options, out: &Path, comparison: Comparison) -> Result<End
         pictures.extend(comparison.curves(&title).write(&out.join("curves"))?);
     }
     if comparison.rows.iter().any(|row| row.difference.is_some()) {
-        pictures.extend(comparison.differences(&title).write_beside(&out.join("differences"), &comparison.curves(&title))?);
+        pictures
+            .extend(comparison.differences(&title).write_beside(&out.join("differences"), &comparison.curves(&title))?);
     }
     if options.json {
         print_json(&json)?;

@@ -16,8 +16,8 @@ use crate::optim::Optimizer;
 use crate::params::{Layout, ParameterStore};
 use crate::train::checkpoint::{self, BaseRecord, Checkpoints, State};
 use crate::train::{
-    Events, Examiner, GIB, Hooks, Interrupt, Outcome, Peak, Phase, Progress, Run, RunFolder, Sample, Start, Status,
-    StepLines, Verbosity, fresh_path, human_duration, is_run, short,
+    Events, Examiner, GIB, Hooks, Interrupt, Journal, Outcome, Peak, Phase, Progress, Run, RunFolder, Sample, Start,
+    Status, StepLines, Verbosity, fresh_path, human_duration, is_run, short,
 };
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -115,6 +115,8 @@ fn pretrain(options: &Options) -> Result<Ending> {
     let first = state.as_ref().map_or(0, |state| state.step);
     let mut progress = Progress::new(verbosity, options.step_lines, first, prepared.steps, peak);
     if first > 0 {
+        // A crash may have torn the last line, or a hand taken the file away.
+        Journal::open(&path.join("metrics.jsonl"), first)?;
         progress.recall(&crate::train::read_metrics(&path)?);
     }
     let parts = Parts { store, optimizer, stream, validation, state, base };

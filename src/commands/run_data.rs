@@ -1,14 +1,15 @@
 //! The data of a run: files found, opened and checked; running text is read as it is trained on, examples at once.
 
 use super::setup::{LazyHub, source_files};
-use crate::config::{DataSource, ExampleColumns, ExamplesConfig, RunConfig, ValidationConfig};
+use crate::config::{ConfigError, DataSource, ExampleColumns, ExamplesConfig, RunConfig, ValidationConfig};
 use crate::data::{
     ChatFormat, ChatTemplate, CompletionFormat, DataSet, ExampleFormat, ExampleLimits, ExampleStream, Examples, Feed,
     Order, Packing, Position, SourceFile, StreamSettings, Template, TextTokenizer, TokenStream, ValidationSet,
-    plain_template,
+    plain_template, select,
 };
 use crate::train::short;
 use anyhow::{Context, Result, bail, ensure};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -36,6 +37,7 @@ fn find_files(config: &RunConfig, hub: &LazyHub) -> Result<FoundFiles> {
     let data = &config.data;
     let DataSource::Files(sources) = &data.source else { bail!("the quickstart's data are generated, not opened") };
     let mut training = source_files(sources, &data.files, hub, "data.source")?;
+    refuse_repeats(&training, "data.source")?;
     let Some(ValidationConfig { source, files, .. }) = &data.validation else {
         return Ok(FoundFiles { training, validation: None });
     };
@@ -44,16 +46,46 @@ fn find_files(config: &RunConfig, hub: &LazyHub) -> Result<FoundFiles> {
         Some(DataSource::Quickstart) => bail!("`data.validation.source`: the quickstart's data go with its training"),
         None => sources,
     };
-    let validation = source_files(own, files, hub, "data.validation")?;
-    if source.is_none() {
-        let names: Vec<&str> = validation.iter().map(|file| file.bytes.name()).collect();
-        training.retain(|file| !names.contains(&file.bytes.name()));
-        ensure!(
-            !training.is_empty(),
-            "`data.validation.files` takes every file of the source: none is left to train on"
-        );
+    let mut validation = source_files(own, files, hub, "data.validation")?;
+    if source.is_none() && !files.is_empty() {
+        // A file that is given by its name needs no glob to be trained on, but it validates only where the glob says so.
+        let chosen = |file: &SourceFile| -> Result<bool> {
+            let name = [file.bytes.name().rsplit('/').next().unwrap_or_default().to_owned()];
+            let of_glob = |glob: &String| Ok(!select(&name, Some(glob.rsplit('/').next().unwrap_or(glob)))?.is_empty());
+            files.iter().map(of_glob).try_fold(false, |any, one: Result<bool>| Ok(any || one?))
+        };
+        let mut kept = Vec::new();
+        for file in validation {
+            let given_by_name = sources.iter().any(|source| source.to_string() == file.bytes.name());
+            if !given_by_name || chosen(&file)? {
+                kept.push(file);
+            }
+        }
+        validation = kept;
+        ensure!(!validation.is_empty(), "`data.validation.files` chooses no file of the source");
     }
+    refuse_repeats(&validation, "data.validation")?;
+    // Wherever both come from: what validates is not trained on.
+    let names: BTreeSet<&str> = validation.iter().map(|file| file.bytes.name()).collect();
+    if source.is_some() && training.iter().all(|file| names.contains(file.bytes.name())) {
+        // Asked for in so many words, as for a look at how far a model can learn by heart; `describe` says it.
+        return Ok(FoundFiles { training, validation: Some(validation) });
+    }
+    training.retain(|file| !names.contains(file.bytes.name()));
+    ensure!(!training.is_empty(), "`data.validation.files` takes every file of the source: none is left to train on");
     Ok(FoundFiles { training, validation: Some(validation) })
+}
+
+/// Refuses files that several entries of a list of sources name: they would be read several times.
+fn refuse_repeats(files: &[SourceFile], key: &str) -> Result<()> {
+    let mut seen = BTreeSet::new();
+    match files.iter().find(|file| !seen.insert(file.bytes.name())) {
+        None => Ok(()),
+        Some(file) => {
+            let message = format!("`{key}` names {} twice: name each file once", file.bytes.name());
+            Err(ConfigError::flag(key, message).into())
+        }
+    }
 }
 
 /// Opens and checks the training and validation files. Examples need the tokenizer, its folder (for the chat template)
@@ -179,7 +211,11 @@ impl RunData {
         let held_out =
             validation.map_or("no validation".into(), |set| format!("validation on {} tokens", set.tokens()));
         match self {
-            Self::Text { training, .. } => {
+            Self::Text { training, validation } => {
+                let itself = validation
+                    .as_ref()
+                    .is_some_and(|(set, _)| set.names().iter().any(|name| training.names().contains(name)));
+                let held_out = if itself { held_out + " of the training data itself" } else { held_out };
                 let summary = training.summary();
                 let amount = match (summary.tokens, summary.documents) {
                     (Some(tokens), _) => format!("{} tokens", short(tokens as f64)),

@@ -22,6 +22,14 @@ impl Feed {
         }
     }
 
+    /// Null texts that have been passed over since the feed was opened.
+    pub fn skipped_nulls(&self) -> usize {
+        match self {
+            Self::Text(stream) => stream.skipped_nulls(),
+            Self::Examples(_) => 0,
+        }
+    }
+
     /// For a message: where the last batch begins.
     pub fn describe_position(&self) -> String {
         match self {

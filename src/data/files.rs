@@ -93,27 +93,35 @@ pub fn local_files(source: &Path, glob: Option<&str>) -> Result<Vec<SourceFile>>
         return Ok(vec![SourceFile::local(source)?]);
     }
     let mut names = Vec::new();
-    list(source, source, &mut names)?;
+    list(source, source, &mut Vec::new(), &mut names)?;
     let chosen = select(&names, glob).with_context(|| format!("choosing data files in {}", source.display()))?;
     chosen.iter().map(|name| SourceFile::local(&source.join(name))).collect()
 }
 
 /// Adds the files below `folder` to `names`, relative to `root`, with `/` between the parts. Hidden ones are left out.
-fn list(root: &Path, folder: &Path, names: &mut Vec<String>) -> Result<()> {
+///
+/// A link to a folder that is being listed already (`above`: where each really is) leads in a circle and is not followed.
+fn list(root: &Path, folder: &Path, above: &mut Vec<PathBuf>, names: &mut Vec<String>) -> Result<()> {
     let failed = || format!("cannot list the folder {}", folder.display());
+    let place = folder.canonicalize().with_context(failed)?;
+    if above.contains(&place) {
+        return Ok(());
+    }
+    above.push(place);
     for entry in std::fs::read_dir(folder).with_context(failed)? {
         let path: PathBuf = entry.with_context(failed)?.path();
         if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.')) {
             continue;
         }
         if path.is_dir() {
-            list(root, &path, names)?;
+            list(root, &path, above, names)?;
         } else {
             let relative = path.strip_prefix(root)?;
             let parts: Vec<_> = relative.iter().map(|part| part.to_string_lossy()).collect();
             names.push(parts.join("/"));
         }
     }
+    above.pop();
     Ok(())
 }
 

@@ -162,12 +162,18 @@ impl Checkpoints {
         let temporary = self.folder.join(format!(".{name}.{}.tmp", std::process::id()));
         let target = self.folder.join(&name);
         let written = write_files(&temporary, layout, flat_weights, optimizer, state).and_then(|()| {
+            // There may be one of the same step: not valid, or without a record that its run owed. It goes aside first,
+            // for removing it takes long and a process may be killed at any moment.
+            let aside = self.folder.join(format!(".{name}.{}.before.tmp", std::process::id()));
             if target.exists() {
-                // A checkpoint of the same step that is not valid, or the run was taken up from an older one.
-                fs::remove_dir_all(&target)?;
+                fs::rename(&target, &aside)?;
             }
             fs::rename(&temporary, &target)?;
-            sync_folder(&self.folder)
+            sync_folder(&self.folder)?;
+            if aside.exists() {
+                fs::remove_dir_all(&aside)?;
+            }
+            Ok(())
         });
         if let Err(error) = written {
             let _ = fs::remove_dir_all(&temporary);

@@ -109,13 +109,12 @@ impl Run<'_> {
         self.best = self.best.filter(|best| checkpoints.has(best.step));
 
         if let Some(record) = self.pending.take() {
-            let ended = self.conclude(record, 0.0, &mut log, progress, hooks)?;
-            if self.is_best() {
-                saved_at = None;
-            }
-            if ended == Outcome::Interrupted {
+            if self.conclude(record, 0.0, &mut log, progress, hooks)? == Outcome::Interrupted {
                 return Ok(Outcome::Interrupted);
             }
+            // With the record's journals its sample was cut off; and the checkpoint still says that the record is owed.
+            self.take_sample(&mut log, progress, hooks)?;
+            saved_at = None;
         }
         while self.step < self.steps {
             let started = Instant::now();
@@ -123,13 +122,7 @@ impl Run<'_> {
             let record = self.one_step(started)?;
             let waited = self.stream.waited() - waited_before;
             let ended = self.conclude_step(record, waited, &mut log, progress, hooks)?;
-            if self.is_due(self.sample_every, false) {
-                progress.stage(Stage::Sampling);
-                if let Some(sample) = (hooks.sampler)(&self.store, self.step)? {
-                    progress.note(&format!("step {} sample: {:?} -> {:?}", sample.step, sample.prompt, sample.text));
-                    log.sample(&sample)?;
-                }
-            }
+            self.take_sample(&mut log, progress, hooks)?;
             if ended == Outcome::Interrupted || self.is_due(self.checkpoint_every, true) || self.is_best() {
                 progress.stage(Stage::Saving);
                 log.sync()?;
@@ -145,7 +138,23 @@ impl Run<'_> {
             log.sync()?;
             self.save(&checkpoints)?;
         }
+        let nulls = self.stream.skipped_nulls();
+        if nulls > 0 {
+            progress.note(&format!("{nulls} texts of the data were null and have been passed over"));
+        }
         Ok(Outcome::Finished)
+    }
+
+    /// Lets the model write something, where that is due.
+    fn take_sample(&self, log: &mut RunLog, progress: &mut Progress, hooks: &mut Hooks) -> Result<()> {
+        if self.is_due(self.sample_every, false) {
+            progress.stage(Stage::Sampling);
+            if let Some(sample) = (hooks.sampler)(&self.store, self.step)? {
+                progress.note(&format!("step {} sample: {:?} -> {:?}", sample.step, sample.prompt, sample.text));
+                log.sample(&sample)?;
+            }
+        }
+        Ok(())
     }
 
     /// Takes the validation loss and the exact match before the first step, for people to see what the run begins with.
