@@ -222,7 +222,9 @@ struct EvalArgs {
     #[arg(long, required_unless_present = "compare", value_parser = ["perplexity", "gsm8k", "hellaswag", "lambada"])]
     task: Option<String>,
     /// McNemar's test on two files that --samples wrote: do they differ in how many they get right?
-    #[arg(long, num_args = 2, value_names = ["A.jsonl", "B.jsonl"], conflicts_with_all = ["target", "task"])]
+    #[arg(long, num_args = 2, value_names = ["A.jsonl", "B.jsonl"], conflicts_with_all = ["target", "task", "data", "files", "text_column", "window", "stride",
+        "max_tokens", "limit", "prompt", "template", "shots", "shots_from", "seed", "grader", "calculator", "max_new_tokens", "batch", "dtype",
+        "samples", "resume"])]
     compare: Option<Vec<PathBuf>>,
     /// What to score: a text, jsonl, parquet or .bin file, a folder, or a hub data set; but for perplexity the task's own
     /// data set on the hub if left out.
@@ -395,6 +397,13 @@ fn run(command: Command) -> anyhow::Result<Ending> {
     match command {
         Command::Pretrain(args) => pretrain::run(&training(args, pretrain::Stage::Pretrain)),
         Command::Finetune(args) => finetune::run(training(args, pretrain::Stage::Finetune)),
+        Command::Generate(GenerateArgs { sampling, .. }) | Command::Chat(ChatArgs { sampling, .. })
+            if sampling.unused().is_some() =>
+        {
+            let flag = sampling.unused().unwrap_or_default();
+            let message = "it has no effect at --temperature 0, which is greedy: give a temperature above 0";
+            Err(ConfigError::flag(flag, message).into())
+        }
         Command::Generate(args) => generate::run(&generate::Options {
             target: args.target,
             prompt: args.prompt,

@@ -50,6 +50,14 @@ pub(super) struct SamplingArgs {
     pub top_p: Option<f64>,
 }
 
+impl SamplingArgs {
+    /// A flag that was given and does nothing, for greedy choice looks at the likeliest token alone.
+    pub(super) fn unused(&self) -> Option<&'static str> {
+        let given = [("--top-k", self.top_k.is_some()), ("--top-p", self.top_p.is_some())];
+        given.into_iter().find(|(_, given)| *given && self.temperature == 0.0).map(|(flag, _)| flag)
+    }
+}
+
 /// What the products are made in.
 #[derive(Args)]
 pub(super) struct PrecisionArgs {

@@ -334,6 +334,11 @@ fn announce(
         train.sequence_length
     );
     prepared.reasons.iter().for_each(|line| eprintln!("{line}"));
+    let (steps, end) = (prepared.steps, prepared.schedule.steps);
+    if steps > end && prepared.schedule.lr(1.0, end) < 1.0 {
+        let least = prepared.schedule.lr(prepared.optimizer.lr(), end);
+        eprintln!("schedule   it ends after {end} of {steps} steps; from there on the rate stays at {least:e}");
+    }
     // What the plan cannot tell (a base whose files have gone meanwhile) the run has found out already.
     if let Ok(memory) = super::plan::memory(prepared, layout) {
         eprintln!("memory     about {:.2} GiB", memory.total() as f64 / GIB);

@@ -5,12 +5,14 @@ use super::setup;
 use crate::config::{ConfigError, looks_like_hub_id};
 use crate::data::{ChatTemplate, Template, TextTokenizer};
 use crate::hub::Hub;
+use crate::model::weights::SINGLE;
 use crate::model::{Decoder, ModelShape, TextMarks};
 use crate::ops::product::Precision;
 use crate::params::{Layout, ParameterStore, slice_mut};
 use crate::train::{checkpoint, is_run};
 use anyhow::{Context, Result, anyhow, bail};
 use candle_core::Device;
+use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -133,6 +135,19 @@ impl Target {
         })?
         .with_context(|| format!("cannot load the weights of {}", self.name))?;
         Ok(store)
+    }
+
+    /// sha256 of the weights' files, in hexadecimal: of several, of their sums one after the other.
+    pub fn weights_sha256(&self) -> Result<String> {
+        let files = match &self.weights {
+            Weights::Checkpoint(folder) => vec![folder.join(SINGLE)],
+            Weights::Files(files) => files.clone(),
+        };
+        let sums = files.iter().map(|file| checkpoint::sha256_of(file)).collect::<Result<Vec<_>>>()?;
+        match &sums[..] {
+            [one] => Ok(one.clone()),
+            several => Ok(Sha256::digest(several.concat()).iter().map(|byte| format!("{byte:02x}")).collect()),
+        }
     }
 
     /// Reads the weights, rounded too where products read them so, and makes the code that generates with them.

@@ -14,11 +14,17 @@ pub fn run(first: &Path, second: &Path, json: bool) -> Result<Ending> {
     let [a_name, b_name] = [first, second].map(|path| path.display().to_string());
     ensure!(!a.is_empty(), "{a_name} has no samples");
     ensure!(a.len() == b.len(), "{a_name} has {} samples, {b_name} {}: not the same problems", a.len(), b.len());
+    let first_metrics = [a[0]["metric"].clone(), b[0]["metric"].clone()];
     let mut table = Table::default();
     let mut other_prompts = 0;
     for (index, (a, b)) in a.iter().zip(&b).enumerate() {
         let same = a["task"] == b["task"] && a["problem_sha256"] == b["problem_sha256"];
         ensure!(same, "problem {index} is another in {a_name} than in {b_name}");
+        // A file of two metrics would compare two rules.
+        ensure!(
+            a["metric"] == first_metrics[0] && b["metric"] == first_metrics[1],
+            "problem {index} is judged by another metric than the first in {a_name} or {b_name}"
+        );
         other_prompts += usize::from(a["prompt_sha256"] != b["prompt_sha256"]);
         table.add(a["right"] == true, b["right"] == true);
     }

@@ -6,7 +6,7 @@ use super::{Grader, Options, Progress, PromptStyle, Share};
 use crate::commands::target::Target;
 use crate::commands::{Ending, print_json};
 use crate::config::ConfigError;
-use crate::data::{ChatTemplate, Message, Record, ReplyOpening, TextTokenizer};
+use crate::data::{ChatTemplate, Message, Record, ReplyOpening, Template, TextTokenizer};
 use crate::eval::gsm8k::{Calculator, Exemplars, Problem, Prompts, Style, chain_of_thought_shots};
 use crate::generate::{
     Completion, End, Flow, Limits, Sampler, SamplingOptions, Scanned, SpecialTokens, StopScanner, TextStream,
@@ -74,12 +74,16 @@ pub fn run(options: &Options) -> Result<Ending> {
             plan.max_new_tokens
         );
     }
-    let settings = format!(
+    let mut settings = format!(
         "max_new_tokens={} calculator={} dtype={}",
         plan.max_new_tokens,
         options.calculator,
         if options.precision == Precision::Bf16 { "bf16" } else { "f32" }
     );
+    if options.samples.is_some() {
+        // A name may come to stand for other weights before the file is gone on with.
+        settings += &format!(" weights={}", &target.weights_sha256()?[..16]);
+    }
     let mut sheet = Sheet::open(options, &target.name, &settings, &problems, &asked, &plan.style)?;
     let prompts: Vec<Vec<u32>> = asked.iter().skip(sheet.done).map(|asked| asked.ids.clone()).collect();
     answer(options, &target, &tokenizer, &plan, &prompts, batch, &mut sheet)?;
@@ -97,7 +101,12 @@ fn plan(options: &Options, target: &Target, problems: usize) -> Result<Plan> {
         return Err(ConfigError::flag("--template", "it goes with --prompt template").into());
     }
     let template = match &options.template {
-        Some(template) => template.split("{completion}").next().unwrap_or_default().to_owned(),
+        // As `data.template`, of which the completion may be left out here.
+        Some(text) => {
+            let whole = if text.contains("{completion}") { text.clone() } else { format!("{text}{{completion}}") };
+            let template = Template::parse(&whole).map_err(|why| ConfigError::flag("--template", why))?;
+            template.question("{prompt}")
+        }
         None if prompt == PromptStyle::Template => target.training_template()?.unwrap_or_else(|| TEMPLATE.to_owned()),
         None => TEMPLATE.to_owned(),
     };
@@ -411,7 +420,8 @@ impl<'a> Sheet<'a> {
     fn take_over(&mut self, index: usize, sample: &Value) -> Result<()> {
         let same = sample["prompt_sha256"] == digest(&self.asked[index].prompt)
             && sample["model"] == self.model
-            && sample["settings"] == self.settings;
+            && sample["settings"] == self.settings
+            && sample["metric"] == self.metric();
         ensure!(same, "problem {index} was asked of another model or with other settings: name another file");
         let completion = sample["completion"].as_str().with_context(|| format!("problem {index} has no completion"))?;
         self.count(index, completion, sample["end"] == End::Length.word())?;
@@ -428,18 +438,26 @@ impl<'a> Sheet<'a> {
         Ok(verdict)
     }
 
+    /// What `right` means in the samples.
+    fn metric(&self) -> &'static str {
+        match self.grader {
+            Grader::Harness => "strict",
+            Grader::OpenAi => "openai",
+        }
+    }
+
     fn answer(&mut self, index: usize, text: &str, completion: &Completion) -> Result<()> {
         let verdict = self.count(index, text, completion.end == End::Length)?;
         self.tokens += completion.ids.len();
-        let (metric, right) = match self.grader {
-            Grader::Harness => ("strict", verdict.grade.strict),
-            Grader::OpenAi => ("openai", verdict.grade.openai),
+        let right = match self.grader {
+            Grader::Harness => verdict.grade.strict,
+            Grader::OpenAi => verdict.grade.openai,
         };
         let Asked { prompt, ids, cut } = &self.asked[index];
         let sample = json!({
             "index": index,
             "task": "gsm8k",
-            "metric": metric,
+            "metric": self.metric(),
             "model": self.model,
             "settings": self.settings,
             "problem_sha256": digest(&self.problems[index].question),

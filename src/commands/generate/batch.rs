@@ -9,7 +9,7 @@ use crate::generate::{
     Completion, Flow, Limits, Sampler, Scanned, SpecialTokens, StopScanner, TextStream, complete_in_turn,
 };
 use crate::ops::linear::FEW_ROWS;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -140,6 +140,7 @@ pub fn run(options: &Options, path: &Path) -> Result<Ending> {
 /// The ids of a row: its `prompt_ids`, or its `prompt` tokenised.
 fn prompt_ids(row: &Record, tokenizer: Option<&TextTokenizer>) -> Result<Vec<u32>> {
     if let Some(ids) = row.get("prompt_ids") {
+        ensure!(row.get("prompt").is_none(), "{}: both `prompt` and `prompt_ids`: give one", row.place());
         let ids: Option<Vec<u32>> = serde_json::from_value(ids.clone()).ok();
         return ids
             .filter(|ids| !ids.is_empty())
