@@ -1,7 +1,7 @@
 //! What `compare` and `tune` begin with: a config or a preset, which command runs it, and variants of it as files.
 
 use super::workers::Job;
-use crate::config::{ConfigError, RunConfig, Settings, Task, TaskRunConfig, with_optimizer};
+use crate::config::{ConfigError, RunConfig, Settings, TaskRunConfig, with_optimizer};
 use crate::train::RunFolder;
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
@@ -131,11 +131,7 @@ impl Base {
         }
         let (text, mut optimizer) = if self.runner == Runner::Task {
             let config = TaskRunConfig::from_settings(settings.clone(), &self.name, Path::new(""))?;
-            // As `lab train` refuses it.
-            if matches!(config.task, Task::GridWorld(_)) && config.optimizer.name == "sophiag" {
-                let message = "sophiag draws labels from the model, and gridworld has none: choose another optimizer";
-                return Err(settings.error("optimizer.name", message).into());
-            }
+            super::task::refuse_unfit_optimizer(&config, &settings)?;
             (config.to_toml(), config.optimizer)
         } else {
             let config = RunConfig::from_toml(&self.text, &self.name, &self.name, Path::new(""), assignments)?;

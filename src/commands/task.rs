@@ -164,16 +164,22 @@ fn choose(options: &Options) -> Result<(TaskRunConfig, PathBuf, bool)> {
     Ok((config, path, false))
 }
 
+/// Refuses an optimizer that the task cannot serve.
+pub fn refuse_unfit_optimizer(config: &TaskRunConfig, settings: &crate::config::Settings) -> Result<(), ConfigError> {
+    if matches!(config.task, Task::GridWorld(_)) && config.optimizer.name == "sophiag" {
+        let message = "sophiag draws labels from the model, and gridworld has none: choose another optimizer";
+        return Err(settings.error("optimizer.name", message));
+    }
+    Ok(())
+}
+
 /// Opens the data and checks everything that the config alone cannot tell.
 pub fn prepare(mut config: TaskRunConfig) -> Result<Prepared> {
     let settings = config.settings.0.clone();
     let optimizer = super::prepare::optimizer_of(&mut config.optimizer, &settings)?;
     let (problem, epoch): (Box<dyn Problem>, Option<usize>) = match &config.task {
         Task::GridWorld(grid) => {
-            if optimizer.name() == "sophiag" {
-                let message = "sophiag draws labels from the model, and gridworld has none: choose another optimizer";
-                return Err(settings.error("optimizer.name", message).into());
-            }
+            refuse_unfit_optimizer(&config, &settings)?;
             let shape = Shape { side: grid.side, layers: grid.layers, width: grid.width };
             (Box::new(GridProblem::new(shape, config.batch, config.seed)), None)
         }

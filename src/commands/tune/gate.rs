@@ -4,7 +4,7 @@
 //! step at a gate of 1/2, where the penalty is neither idle nor all there is: beta3 = 1 / median(||v||^2) after the
 //! warm-up. alpha1 lets the floor bind for the largest twentieth of the steps only: beta3 times their ||v||^2.
 
-use super::range::{OneRun, interrupted, refuse_own_keys};
+use super::one_run::{OneRun, interrupted, refuse_own_keys};
 use super::{Subject, run_one};
 use crate::commands::study_base::Base;
 use crate::commands::workers::End;

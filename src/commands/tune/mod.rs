@@ -1,6 +1,7 @@
 //! `vrtrain tune`: a learning-rate range test, a search over config keys, and the gate's constants from a short run.
 
 mod gate;
+mod one_run;
 mod range;
 mod search;
 
