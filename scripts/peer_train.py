@@ -1,9 +1,10 @@
-"""One training step in PyTorch on the CPU, timed: the peer of `vrtrain bench train`.
+"""One training step in PyTorch, timed: the peer of `vrtrain bench train`.
 
 usage: peer_train.py [--layers 12 --width 768 --heads 12 --rows 4 --time 256] [--precision f32|medium|bf16]
                      [--compile] [--pad-head] [--threads 2] [--steps 5] [--model FOLDER]
+                     [--device cpu|cuda]
 precision: f32 is PyTorch's default; medium is f32 with set_float32_matmul_precision("medium"), whose products run in
-oneDNN; bf16 is autocast with f32 master weights. --pad-head pads the vocabulary to 50304. Prints one JSON object.
+oneDNN (on a card, in TF32); bf16 is autocast with f32 master weights. --pad-head pads the vocabulary to 50304. Prints one JSON object.
 The model is a GPT-2, or the one of FOLDER (or of a hub id) as transformers loads it.
 Needs torch (pip install torch numpy), for --model transformers as well.
 """
@@ -25,6 +26,7 @@ parser.add_argument("--precision", choices=["f32", "medium", "bf16"], default="f
 parser.add_argument("--compile", action="store_true")
 parser.add_argument("--pad-head", action="store_true")
 parser.add_argument("--model", help="a model that transformers loads, in place of a GPT-2 of the given shape")
+parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
 options = parser.parse_args()
 WIDTH, HEADS, LAYERS = options.width, options.heads, options.layers
 VOCABULARY = 50304 if options.pad_head else 50257
@@ -72,7 +74,7 @@ class Gpt2(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, ids, targets):
-        x = self.wte(ids) + self.wpe(torch.arange(ids.size(1)))
+        x = self.wte(ids) + self.wpe(torch.arange(ids.size(1), device=ids.device))
         for block in self.h:
             x = block(x)
         logits = self.lm_head(self.ln_f(x))
@@ -93,7 +95,7 @@ class Pretrained(nn.Module):
         return F.cross_entropy(logits.view(-1, logits.size(-1)), targets.view(-1))
 
 
-model = Pretrained(options.model) if options.model else Gpt2()
+model = (Pretrained(options.model) if options.model else Gpt2()).to(options.device)
 decayed = [p for p in model.parameters() if p.dim() >= 2]
 plain = [p for p in model.parameters() if p.dim() < 2]
 optimizer = torch.optim.AdamW(
@@ -101,8 +103,8 @@ optimizer = torch.optim.AdamW(
     lr=6e-4, betas=(0.9, 0.95), eps=1e-8, fused=True,
 )
 run = torch.compile(model) if options.compile else model
-autocast = (lambda: torch.autocast("cpu", dtype=torch.bfloat16)) if options.precision == "bf16" else contextlib.nullcontext
-ids = torch.randint(0, model.model.config.vocab_size if options.model else 50257, (options.rows, options.time + 1))
+autocast = (lambda: torch.autocast(options.device, dtype=torch.bfloat16)) if options.precision == "bf16" else contextlib.nullcontext
+ids = torch.randint(0, model.model.config.vocab_size if options.model else 50257, (options.rows, options.time + 1)).to(options.device)
 inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
 
 
@@ -113,6 +115,8 @@ def step():
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    if options.device == "cuda":
+        torch.cuda.synchronize()
 
 
 for _ in range(2):

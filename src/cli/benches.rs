@@ -10,7 +10,9 @@ use std::path::PathBuf;
 #[derive(Subcommand)]
 pub(super) enum BenchCommand {
     /// Tokens per second of a training step on random tokens, and where its time goes (default: GPT-2 124M).
-    #[command(after_help = "Example:\n  vrtrain bench train --n-layer 6 --n-embd 384 --n-head 6 --json")]
+    #[command(
+        after_help = "Examples:\n  vrtrain bench train --n-layer 6 --n-embd 384 --n-head 6 --json\n  vrtrain bench train --device cuda:0"
+    )]
     Train(BenchTrainArgs),
     /// Tokens per second of reading prompts and of writing, on a model's real weights.
     #[command(after_help = "Example:\n  vrtrain bench generate runs/quickstart-1 --json")]
@@ -67,6 +69,9 @@ pub(super) struct BenchTrainArgs {
     /// f32, or bf16: the operands of the products are rounded to bf16.
     #[arg(long, default_value = "f32", value_parser = ["f32", "bf16"])]
     dtype: String,
+    /// cpu, auto, or cuda:N, where no part is timed alone.
+    #[arg(long, default_value = "cpu")]
+    device: DeviceChoice,
     /// One JSON object.
     #[arg(long)]
     json: bool,
@@ -116,6 +121,7 @@ pub(super) fn bench(command: BenchCommand) -> anyhow::Result<Ending> {
             steps: args.steps as usize,
             recompute: if args.recompute == "block" { Recompute::Block } else { Recompute::None },
             precision: if args.dtype == "bf16" { Precision::Bf16 } else { Precision::F32 },
+            device: args.device,
             json: args.json,
         }),
         BenchCommand::Generate(args) => bench::generate(&bench::GenerateOptions {

@@ -223,6 +223,16 @@ impl std::str::FromStr for DeviceChoice {
     }
 }
 
+impl std::fmt::Display for DeviceChoice {
+    fn fmt(&self, to: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Self::Auto => to.write_str("auto"),
+            Self::Cpu => to.write_str("cpu"),
+            Self::Cuda(ordinal) => write!(to, "cuda:{ordinal}"),
+        }
+    }
+}
+
 /// How the frozen base of adapters is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quantization {

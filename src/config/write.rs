@@ -82,11 +82,7 @@ pub fn entries(config: &RunConfig) -> Vec<(String, Value)> {
     );
     put(
         "train.device",
-        Some(Value::String(match train.device {
-            DeviceChoice::Auto => "auto".into(),
-            DeviceChoice::Cpu => "cpu".into(),
-            DeviceChoice::Cuda(ordinal) => format!("cuda:{ordinal}"),
-        })),
+        Some(Value::String(train.device.to_string())),
     );
     put("train.eval_every", whole(train.eval_every));
     put("train.sample_every", whole(train.sample_every));

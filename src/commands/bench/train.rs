@@ -1,7 +1,7 @@
 //! `vrtrain bench train`: tokens per second of a training step, and where its time goes.
 
-use super::super::{Ending, doctor, print_json, setup, shape};
-use crate::config::{ConfigError, ModelConfig, Recompute};
+use super::super::{Ending, device, doctor, print_json, setup, shape};
+use crate::config::{ConfigError, DeviceChoice, ModelConfig, Recompute};
 use crate::lab::statistics::median;
 use crate::model::{Batch, Documents, Engine, Extent, Labels, ModelShape};
 use crate::ops::product::Precision;
@@ -35,6 +35,7 @@ pub struct Options {
     pub steps: usize,
     pub recompute: Recompute,
     pub precision: Precision,
+    pub device: DeviceChoice,
     pub json: bool,
 }
 
@@ -53,8 +54,9 @@ struct Measured {
     seconds: Vec<f64>,
     /// Of all steps.
     parts: Vec<(Part, Duration)>,
-    /// What the machine's products reach.
-    peak_flops_per_s: f64,
+    /// What the machine's products reach; not measured on a card.
+    peak_flops_per_s: Option<f64>,
+    /// Of the process; not known of a card.
     memory: Option<u64>,
 }
 
@@ -74,7 +76,13 @@ impl Measured {
 pub fn run(options: &Options) -> Result<Ending> {
     let shape = model_shape(options)?;
     let layout = Arc::new(Layout::new(shape.parameter_specs()));
-    let measured = measure(options, &shape, &layout)?;
+    let (device, choice, _) = device::resolve(options.device).map_err(|why| ConfigError::flag("--device", why))?;
+    if !device.is_cpu() && (options.precision == Precision::Bf16 || options.recompute == Recompute::Block) {
+        let message = "a card trains in f32 and always computes blocks again: leave --dtype and --recompute out";
+        return Err(ConfigError::flag("--device", message).into());
+    }
+    let options = &Options { device: choice, ..options.clone() };
+    let measured = measure(options, &shape, &layout, &device).map_err(device::explain)?;
     if options.json {
         print_json(&as_json(options, &shape, &layout, &measured))?;
     } else {
@@ -115,7 +123,7 @@ fn model_shape(options: &Options) -> Result<ModelShape> {
     Ok(shape)
 }
 
-fn measure(options: &Options, shape: &ModelShape, layout: &Arc<Layout>) -> Result<Measured> {
+fn measure(options: &Options, shape: &ModelShape, layout: &Arc<Layout>, device: &Device) -> Result<Measured> {
     let Extent { rows, time } = options.extent();
     const MOST_TOKENS: usize = 1 << 30;
     if rows.saturating_mul(time) > MOST_TOKENS {
@@ -125,16 +133,18 @@ fn measure(options: &Options, shape: &ModelShape, layout: &Arc<Layout>) -> Resul
     // Weights, gradients and VRAdam's two moments; the copy in bf16.
     let of_a_parameter = if options.precision == Precision::Bf16 { 18 } else { 16 };
     let working = shape.working_bytes(options.extent(), options.recompute, options.precision);
-    super::super::plan::check_fits(of_a_parameter * layout.len() + working)?;
-    let mut store = ParameterStore::new(Arc::clone(layout), &Device::Cpu)?;
+    if device.is_cpu() {
+        super::super::plan::check_fits(of_a_parameter * layout.len() + working)?;
+    }
+    let mut store = ParameterStore::new(Arc::clone(layout), device)?;
     let mut weights = vec![0.0; layout.len()];
     shape.initialize(layout, 1, &mut weights);
     store.set_weights(weights)?;
     if options.precision == Precision::Bf16 {
         store.keep_rounded()?;
     }
-    let mut engine = Engine::new(shape, layout, &Device::Cpu, options.recompute, options.precision);
-    let mut optimizer = OptimizerConfig::from_keys("vradam", &[])?.build(layout, &Device::Cpu)?;
+    let mut engine = Engine::new(shape, layout, device, options.recompute, options.precision);
+    let mut optimizer = OptimizerConfig::from_keys("vradam", &[])?.build(layout, device)?;
     let (mut random, vocabulary) = (generator(1, Stream::Init), shape.vocab_size() as u64);
     let ids: Vec<u32> = (0..2 * rows * time).map(|_| below(&mut random, vocabulary) as u32).collect();
     let (inputs, targets) = ids.split_at(rows * time);
@@ -150,8 +160,9 @@ fn measure(options: &Options, shape: &ModelShape, layout: &Arc<Layout>) -> Resul
     let parts = profile::stop();
     seconds.sort_by(f64::total_cmp);
     // Before the peak's own product asks for memory.
-    let memory = peak_memory_bytes();
-    Ok(Measured { seconds, parts, peak_flops_per_s: doctor::measured_flops_per_s(options.precision), memory })
+    let host = device.is_cpu().then(|| (peak_memory_bytes(), doctor::measured_flops_per_s(options.precision)));
+    let (memory, peak_flops_per_s) = host.map_or((None, None), |(memory, peak)| (memory, Some(peak)));
+    Ok(Measured { seconds, parts, peak_flops_per_s, memory })
 }
 
 fn step(engine: &mut Engine, store: &mut ParameterStore, optimizer: &mut dyn Optimizer, batch: Batch) -> Result<f64> {
@@ -166,7 +177,7 @@ fn step(engine: &mut Engine, store: &mut ParameterStore, optimizer: &mut dyn Opt
 /// What a part's products reach, next to [`Measured::peak_flops_per_s`].
 fn share_of_peak(options: &Options, shape: &ModelShape, measured: &Measured, part: Part) -> Option<f64> {
     let flops = part_flops(shape, options.extent(), options.recompute, part)?;
-    Some(flops / (measured.ms(part) / 1e3) / measured.peak_flops_per_s)
+    Some(flops / (measured.ms(part) / 1e3) / measured.peak_flops_per_s?)
 }
 
 fn as_json(options: &Options, shape: &ModelShape, layout: &Layout, measured: &Measured) -> serde_json::Value {
@@ -178,13 +189,15 @@ fn as_json(options: &Options, shape: &ModelShape, layout: &Layout, measured: &Me
     json!({
         "model": shape.describe(), "parameters": layout.count(), "rows": extent.rows,
         "sequence_length": extent.time, "steps": measured.seconds.len(), "threads": rayon::current_num_threads(),
-        "dtype": dtype(options), "recompute": options.recompute == Recompute::Block,
+        "device": options.device.to_string(), "dtype": dtype(options),
+        "recompute": options.recompute == Recompute::Block,
         "step_ms": median * 1e3, "step_ms_min": measured.seconds[0] * 1e3,
         "tokens_per_s": extent.tokens() as f64 / median,
         "flops_per_s": flops(shape, extent) / median, "peak_flops_per_s": measured.peak_flops_per_s,
         "peak_memory_bytes": measured.memory,
         "working_bytes": shape.working_bytes(extent, options.recompute, options.precision),
-        "parts": Part::ALL.into_iter().map(part).collect::<serde_json::Map<_, _>>(),
+        // On a card the parts of a step run together: no part has a time of its own.
+        "parts": measured.peak_flops_per_s.map(|_| Part::ALL.into_iter().map(part).collect::<serde_json::Map<_, _>>()),
     })
 }
 
@@ -205,10 +218,10 @@ fn print(options: &Options, shape: &ModelShape, layout: &Layout, measured: &Meas
     let flops_per_s = flops(shape, extent) / median;
     println!("{}: {} parameters", shape.describe(), layout.count());
     println!(
-        "{} x {} tokens, {} threads, {}{}",
+        "{} x {} tokens, {}, {}{}",
         extent.rows,
         extent.time,
-        rayon::current_num_threads(),
+        if measured.peak_flops_per_s.is_none() { options.device.to_string() } else { format!("{} threads", rayon::current_num_threads()) },
         dtype(options),
         if options.recompute == Recompute::Block { ", blocks computed again" } else { "" }
     );
@@ -218,12 +231,14 @@ fn print(options: &Options, shape: &ModelShape, layout: &Layout, measured: &Meas
         measured.seconds[0] * 1e3,
         measured.seconds.len()
     );
-    println!(
-        "speed    {:8.0} tok/s, {:.0} GFLOP/s ({:.0}% of the measured products)",
-        extent.tokens() as f64 / median,
-        flops_per_s / 1e9,
-        100.0 * flops_per_s / measured.peak_flops_per_s
-    );
+    let share = measured.peak_flops_per_s.map_or(String::new(), |peak| {
+        format!(" ({:.0}% of the measured products)", 100.0 * flops_per_s / peak)
+    });
+    let speed = extent.tokens() as f64 / median;
+    println!("speed    {speed:8.0} tok/s, {:.0} GFLOP/s{share}", flops_per_s / 1e9);
+    if measured.peak_flops_per_s.is_none() {
+        return;
+    }
     if let Some(bytes) = measured.memory {
         let working = shape.working_bytes(extent, options.recompute, options.precision);
         println!(
