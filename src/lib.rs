@@ -6,6 +6,8 @@
 pub mod cli;
 pub mod commands;
 pub mod config;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod data;
 pub mod eval;
 pub mod generate;

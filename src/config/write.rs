@@ -80,10 +80,7 @@ pub fn entries(config: &RunConfig) -> Vec<(String, Value)> {
             Recompute::Block => "block",
         }),
     );
-    put(
-        "train.device",
-        Some(Value::String(train.device.to_string())),
-    );
+    put("train.device", Some(Value::String(train.device.to_string())));
     put("train.eval_every", whole(train.eval_every));
     put("train.sample_every", whole(train.sample_every));
     put("train.sample_prompt", train.sample_prompt.as_deref().and_then(text));

@@ -1,5 +1,7 @@
 //! A model that computes: which code runs a batch, on which device.
 
+#[cfg(feature = "cuda")]
+use super::card::{CardEngine, Network};
 use super::gpt2::{Gpt2Cpu, Gpt2Generic};
 use super::llama::{LlamaCpu, LlamaGeneric};
 use super::{Batch, Labels, LossSum, ModelShape};
@@ -11,13 +13,15 @@ use anyhow::Result;
 use candle_core::Device;
 use std::sync::Arc;
 
-/// The code that runs a model's forward and backward passes: our own operations on the CPU, or the twin from candle
-/// primitives where a device has no kernels of ours.
+/// The code that runs a model's forward and backward passes: our own operations on the CPU, our kernels and cuBLAS on a
+/// CUDA device, or the twin from candle primitives where a device has no kernels of ours.
 pub enum Engine {
     Gpt2(Box<Gpt2Cpu>),
     Llama(Box<LlamaCpu>),
     Gpt2Generic(Box<Gpt2Generic>),
     LlamaGeneric(Box<LlamaGeneric>),
+    #[cfg(feature = "cuda")]
+    Card(Box<CardEngine>),
 }
 
 impl Engine {
@@ -35,6 +39,14 @@ impl Engine {
             }
             (ModelShape::Llama(config), Device::Cpu) => {
                 Self::Llama(Box::new(LlamaCpu::new(config.clone(), Arc::clone(layout), recompute, precision)))
+            }
+            #[cfg(feature = "cuda")]
+            (shape, Device::Cuda(card)) => {
+                let network = match shape {
+                    ModelShape::Gpt2(config) => Network::Gpt2(config.clone(), config.parameters(layout)),
+                    ModelShape::Llama(config) => Network::Llama(config.clone(), config.parameters(layout)),
+                };
+                Self::Card(Box::new(CardEngine::new(card, network, recompute)))
             }
             (ModelShape::Gpt2(config), _) => {
                 let parameters = config.parameters(layout);
@@ -55,6 +67,8 @@ impl Engine {
             Self::Gpt2Generic(_) | Self::LlamaGeneric(_) => {
                 assert_eq!(probability, 0.0, "the fall-back has no dropout, as the commands check")
             }
+            #[cfg(feature = "cuda")]
+            Self::Card(_) => assert_eq!(probability, 0.0, "a card has no dropout, as the commands check"),
         }
     }
 
@@ -65,6 +79,8 @@ impl Engine {
             Self::Llama(model) => model.draw = Some(draw),
             // Without dropout.
             Self::Gpt2Generic(_) | Self::LlamaGeneric(_) => {}
+            #[cfg(feature = "cuda")]
+            Self::Card(_) => {}
         }
     }
 
@@ -80,6 +96,8 @@ impl Engine {
             }
             Self::Gpt2Generic(model) => Ok(model.gradients(store, batch, labels)?),
             Self::LlamaGeneric(model) => Ok(model.gradients(store, batch, labels)?),
+            #[cfg(feature = "cuda")]
+            Self::Card(model) => Ok(model.gradients(store, batch, labels)?),
         }
     }
 
@@ -90,6 +108,8 @@ impl Engine {
             Self::Llama(model) => rayon::scope(|_| store.read(|weights| Ok(model.loss(weights, batch)?.0))?),
             Self::Gpt2Generic(model) => Ok(model.loss(store, batch)?),
             Self::LlamaGeneric(model) => Ok(model.loss(store, batch)?),
+            #[cfg(feature = "cuda")]
+            Self::Card(model) => Ok(model.loss(store, batch)?),
         }
     }
 }

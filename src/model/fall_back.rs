@@ -85,7 +85,7 @@ pub fn label_loss(logits: &Tensor, batch: Batch, labels: Labels) -> Result<(Tens
 }
 
 /// A label for each row of `logits` [N, V] whose mask is not [`IGNORE`], drawn by its probability.
-fn draw(logits: &[f32], vocabulary: usize, mask: &[u32], generator: &mut ChaCha8Rng) -> Vec<u32> {
+pub fn draw(logits: &[f32], vocabulary: usize, mask: &[u32], generator: &mut ChaCha8Rng) -> Vec<u32> {
     let label = |(row, &mask): (&[f32], &u32)| {
         if mask == IGNORE {
             return IGNORE;

@@ -3,6 +3,8 @@
 pub mod adapter;
 mod base;
 mod cache;
+#[cfg(feature = "cuda")]
+mod card;
 mod decoder;
 mod dropout;
 mod engine;

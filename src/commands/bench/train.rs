@@ -221,7 +221,11 @@ fn print(options: &Options, shape: &ModelShape, layout: &Layout, measured: &Meas
         "{} x {} tokens, {}, {}{}",
         extent.rows,
         extent.time,
-        if measured.peak_flops_per_s.is_none() { options.device.to_string() } else { format!("{} threads", rayon::current_num_threads()) },
+        if measured.peak_flops_per_s.is_none() {
+            options.device.to_string()
+        } else {
+            format!("{} threads", rayon::current_num_threads())
+        },
         dtype(options),
         if options.recompute == Recompute::Block { ", blocks computed again" } else { "" }
     );
@@ -231,9 +235,9 @@ fn print(options: &Options, shape: &ModelShape, layout: &Layout, measured: &Meas
         measured.seconds[0] * 1e3,
         measured.seconds.len()
     );
-    let share = measured.peak_flops_per_s.map_or(String::new(), |peak| {
-        format!(" ({:.0}% of the measured products)", 100.0 * flops_per_s / peak)
-    });
+    let share = measured
+        .peak_flops_per_s
+        .map_or(String::new(), |peak| format!(" ({:.0}% of the measured products)", 100.0 * flops_per_s / peak));
     let speed = extent.tokens() as f64 / median;
     println!("speed    {speed:8.0} tok/s, {:.0} GFLOP/s{share}", flops_per_s / 1e9);
     if measured.peak_flops_per_s.is_none() {

@@ -18,11 +18,11 @@ pub(super) use whole::{add_scaled, blend_square, squares};
 use super::elementwise::{Blend, Done};
 use super::gate::{GateScope, GateSettings, GateSource};
 use super::{OptimError, StepInput};
+use crate::cuda::{Module, address, device_address, launch};
 use crate::params::{Layout, ParameterStore};
 use abi::{Decision, Extent, Gate, Into, Scalars, Storages};
-use candle_core::cuda_backend::WrapErr;
-use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr, LaunchConfig};
-use candle_core::{CudaDevice, Device, Result, Storage, Tensor, bail};
+use candle_core::cuda_backend::cudarc::driver::CudaSlice;
+use candle_core::{CudaDevice, Device, Result, Tensor, bail};
 
 /// Elements of one block's work. A constant, because the sums' bits depend on it. Larger chunks leave the card's last
 /// wave of blocks half empty, smaller ones leave more sums to the one block that adds them (measured in docs/log.md).
@@ -30,70 +30,6 @@ const CHUNK: u64 = 1 << 15;
 /// Threads of a block that passes over a chunk, and of the one that decides. Constants for the same reason.
 const PASS_THREADS: u32 = 512;
 const DECIDE_THREADS: u32 = 512;
-
-/// The two files of kernels, as nvcc compiled them in the build.
-#[derive(Clone, Copy, Debug)]
-enum Module {
-    VrAdam,
-    Methods,
-}
-
-impl Module {
-    /// The file of a method's own kernels.
-    fn of(method: &str) -> Self {
-        if method == "adam" { Self::VrAdam } else { Self::Methods }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::VrAdam => "vrtrain_vradam",
-            Self::Methods => "vrtrain_methods",
-        }
-    }
-
-    fn ptx(self) -> &'static str {
-        match self {
-            Self::VrAdam => include_str!(concat!(env!("OUT_DIR"), "/vradam.ptx")),
-            Self::Methods => include_str!(concat!(env!("OUT_DIR"), "/methods.ptx")),
-        }
-    }
-}
-
-/// Launches `$name` of `$module` on a one-dimensional grid. Arguments are the kernel's, in its order: numbers, structs
-/// of `abi`, and device addresses as u64.
-macro_rules! launch {
-    ($device:expr, $module:expr, $name:expr, $blocks:expr, $threads:expr, $($argument:expr),+ $(,)?) => {{
-        let function = $device.get_or_load_custom_func($name, $module.name(), $module.ptx())?;
-        let shape = LaunchConfig { grid_dim: ($blocks, 1, 1), block_dim: ($threads, 1, 1), shared_mem_bytes: 0 };
-        let mut call = function.builder();
-        $(candle_core::cuda_backend::cudarc::driver::PushKernelArg::arg(&mut call, $argument);)+
-        // SAFETY: the arguments are those of the kernel in kernels/*.cu, whose structs have the layout of `abi`; the
-        // addresses are of storages as long as the extent says, which outlive the launch because the stream frees
-        // memory in order, and which nobody else uses meanwhile because the step holds the store and the state.
-        unsafe { call.launch(shape) }.w()?;
-    }};
-}
-use launch;
-
-/// Device address of a contiguous f32 tensor.
-fn address(device: &CudaDevice, tensor: &Tensor) -> Result<u64> {
-    let (storage, layout) = tensor.storage_and_layout();
-    let Storage::Cuda(storage) = &*storage else { bail!("expected a tensor on a CUDA device, found {tensor:?}") };
-    let Some((start, end)) = layout.contiguous_offsets() else { bail!("the tensor {tensor:?} is not contiguous") };
-    let stream = device.cuda_stream();
-    let numbers = storage.as_cuda_slice::<f32>()?.slice(start..end);
-    let (address, _ordered) = numbers.device_ptr(&stream);
-    if address % 16 != 0 {
-        bail!("the tensor {tensor:?} does not begin at a multiple of 16 bytes, as the kernels' loads want it");
-    }
-    Ok(address)
-}
-
-fn device_address<T>(device: &CudaDevice, numbers: &CudaSlice<T>) -> u64 {
-    let stream = device.cuda_stream();
-    let (address, _ordered) = numbers.device_ptr(&stream);
-    address
-}
 
 /// Blocks of a pass over `extent`.
 fn blocks(extent: &Extent) -> Result<u32> {

@@ -6,8 +6,7 @@ use super::{CHUNK, KernelRule, Module, PASS_THREADS, address, blocks, device_add
 use crate::optim::OptimError;
 use crate::optim::kernel::Measure;
 use crate::params::{Parameter, ParameterStore};
-use candle_core::cuda_backend::WrapErr;
-use candle_core::cuda_backend::cudarc::driver::{CudaSlice, LaunchConfig};
+use candle_core::cuda_backend::cudarc::driver::CudaSlice;
 use candle_core::{CudaDevice, Device, Result, Tensor};
 use std::ops::Range;
 

@@ -2,8 +2,7 @@
 
 use super::abi::Extent;
 use super::{CHUNK, Module, PASS_THREADS, address, blocks, device_address, launch};
-use candle_core::cuda_backend::WrapErr;
-use candle_core::cuda_backend::cudarc::driver::{CudaSlice, LaunchConfig};
+use candle_core::cuda_backend::cudarc::driver::CudaSlice;
 use candle_core::{CudaDevice, Device, Result, Tensor, bail};
 use std::ops::Range;
 

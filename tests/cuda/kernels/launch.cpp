@@ -6,6 +6,7 @@ namespace {  // internal linkage, or the __shared__ variables of inline function
 #include "flat.cuh"
 #include "vradam.cu"
 #include "methods.cu"
+#include "model.cu"
 }  // namespace
 
 // 0, or 1 where no kernel has this name.
@@ -20,5 +21,9 @@ extern "C" int cuda_cpu_launch(const char* name, uint3 grid, uint3 block, unsign
   START(add_scaled) START(blend_square) START(zero_gaps)
   START_METHOD(adam) START_METHOD(nadam) START_METHOD(radam) START_METHOD(adabelief) START_METHOD(rmsprop)
   START_METHOD(sgd) START_METHOD(lion) START_METHOD(rgd) START_METHOD(sophia)
+  START(norm_forward) START(norm_backward) START(norm_parameter_sums) START(column_sums) START(fold_columns)
+  START(accumulate_into) START(add_bias_residual) START(gelu_forward) START(gelu_backward) START(swiglu_forward)
+  START(swiglu_backward) START(heads_apart) START(heads_together) START(softmax_forward) START(softmax_backward)
+  START(cross_entropy) START(embed) START(embed_backward)
   return 1;
 }
