@@ -52,12 +52,16 @@ fn pretrain(options: &Options) -> Result<Ending> {
     let verbosity = if options.quiet { Verbosity::Quiet } else { Verbosity::Normal };
     let (config, start, path) = choose(options)?;
     check_stage(options.stage, &config)?;
+    if start == Start::Resume {
+        // Before the rest of the config is completed: what is trained decides which files the run must have.
+        refuse_changed_mathematics(&path, &config, |key| key.starts_with("lora."))?;
+    }
     let resumed = if start == Start::Resume { newest_checkpoint(&path)? } else { None };
     let stored = model_folder(&path);
     let prepared =
         prepare(config, resumed.is_some().then_some(stored.as_path()), Counting::Exact { run: &path, verbosity })?;
     if start == Start::Resume {
-        refuse_changed_mathematics(&path, &prepared.config)?;
+        refuse_changed_mathematics(&path, &prepared.config, |_| true)?;
     }
     if let Some((state, _)) = &resumed
         && state.step >= prepared.steps
@@ -213,9 +217,11 @@ fn choose(options: &Options) -> Result<(RunConfig, Start, PathBuf)> {
     Ok((config, Start::Resume, path))
 }
 
-fn refuse_changed_mathematics(path: &Path, config: &RunConfig) -> Result<()> {
+/// Refuses a config whose mathematics are not the stored one's, as far as `looked_at` chooses the keys.
+fn refuse_changed_mathematics(path: &Path, config: &RunConfig, looked_at: impl Fn(&str) -> bool) -> Result<()> {
     let stored = RunConfig::load(&path.join("config.toml"), &[])?;
-    let changed = changed_mathematics(&stored, config);
+    let mut changed = changed_mathematics(&stored, config);
+    changed.retain(|(key, _, _)| looked_at(key));
     if changed.is_empty() {
         return Ok(());
     }
