@@ -265,6 +265,7 @@ fn bad_examples_and_settings_are_refused_with_what_to_do() {
     let gold = write("gold.jsonl", "{\"question\": \"a\", \"answer\": \"b\"}\n");
     let gold = gold.replace("data.source", "data.validation.source");
     refuses(&[&gold, "train.eval_exact_match=1"], 2, &["train.eval_exact_match", "#### NUMBER"]);
+    refuses(&["train.eval_exact_match=8"], 2, &["train.eval_exact_match", "there are 7 held-out examples"]);
     let output = run(vrtrain().args(["pretrain", "--config"]).arg(&config).arg("--run-dir").arg(&path));
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("vrtrain finetune"), "{}", stderr(&output));

@@ -142,8 +142,8 @@ fn open(options: &Options, home: &Home) -> Result<(Target, TextTokenizer, Vec<Re
     let tokenizer = target.tokenizer()?;
     let tokenizer = tokenizer.with_context(|| format!("{} has no tokenizer, and the task is text", target.name))?;
     let mut rows = problems(options.data.as_deref(), &options.files, home)?;
-    rows.truncate(options.limit.unwrap_or(usize::MAX));
-    Ok((target, tokenizer, rows))
+    rows.truncate(super::limited(options, rows.len()));
+    Ok((target, tokenizer.text_encoder()?, rows))
 }
 
 /// The ids of a text as lm-evaluation-harness encodes one, begin-of-text included where the tokenizer adds it.

@@ -62,7 +62,7 @@ pub fn run(options: &Options) -> Result<Ending> {
     let mut problems: Vec<Problem> =
         self::problems(options.data.as_deref(), &options.files, &GSM8K)?.iter().map(problem).collect::<Result<_>>()?;
     let plan = plan(options, &target, problems.len())?;
-    let limit = options.limit.unwrap_or(usize::MAX).min(problems.len());
+    let limit = super::limited(options, problems.len());
     let asked = ask(&plan, &problems, limit, &tokenizer, target.config.n_positions())?;
     problems.truncate(limit);
     let cut = asked.iter().filter(|asked| asked.cut > 0).count();
