@@ -197,6 +197,9 @@ fn overlapping_windows_score_each_target_once_and_better() -> Result<()> {
 
 #[test]
 fn flags_that_a_task_ignores_are_refused() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("story.txt");
+    std::fs::write(&file, "Once upon a time")?;
     let model = fixture("stories260K");
     for arguments in [
         &["--task", "gsm8k", "--window", "5"][..],
@@ -206,6 +209,9 @@ fn flags_that_a_task_ignores_are_refused() -> Result<()> {
         &["--task", "lambada", "--resume"],
         &["--task", "gsm8k", "--batch", "33"],
         &["--task", "gsm8k", "--data", "nothing.jsonl"],
+        &["--task", "gsm8k", "--data", text(&file), "--files", "*.jsonl"],
+        &["--task", "perplexity", "--data", text(&file), "--files", "*.txt"],
+        &["--task", "perplexity", "--data", text(&file), "--text-column", "body"],
         &["--task", "nothing"],
         &[],
     ] {

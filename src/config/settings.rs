@@ -11,6 +11,12 @@ use toml::de::{DeTable, DeValue};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin(pub String);
 
+impl Origin {
+    fn is_assignment(&self) -> bool {
+        self.0.starts_with("--set")
+    }
+}
+
 /// The settings that the user gave, by full key (`train.steps`).
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
@@ -95,8 +101,7 @@ impl Settings {
     /// A length given on the command line stands in place of the config's, in whichever unit that is; two given there
     /// still conflict.
     fn forget_lengths_of_the_file(&mut self) {
-        let given_there = |origin: &Origin| origin.0.starts_with("--set");
-        self.values.retain(|key, (_, origin)| !LENGTHS.contains(&key.as_str()) || given_there(origin));
+        self.values.retain(|key, (_, origin)| !LENGTHS.contains(&key.as_str()) || origin.is_assignment());
     }
 
     fn insert(&mut self, key: String, value: Value, origin: Origin) -> Result<(), ConfigError> {
@@ -130,6 +135,11 @@ impl Settings {
     /// Every key that was given, in alphabetical order.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         self.values.keys().map(String::as_str)
+    }
+
+    /// Whether the command line gives `key`.
+    pub fn is_assigned(&self, key: &str) -> bool {
+        self.values.get(key).is_some_and(|(_, origin)| origin.is_assignment())
     }
 
     pub fn is_set(&self, key: &str) -> bool {
@@ -177,7 +187,7 @@ impl Settings {
     /// A config's own paths are relative to its folder, `base`; this is where both meet.
     pub fn base_of(&self, key: &str, base: &Path) -> std::path::PathBuf {
         match self.values.get(key) {
-            Some((_, Origin(origin))) if origin.starts_with("--set") => std::path::PathBuf::new(),
+            Some((_, origin)) if origin.is_assignment() => std::path::PathBuf::new(),
             _ => base.to_owned(),
         }
     }

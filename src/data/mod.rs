@@ -39,7 +39,7 @@ pub use examples::{
     Packing, Template, plain_template,
 };
 pub use feed::Feed;
-pub use files::{FileKind, SourceFile, local_files, select};
+pub use files::{FileKind, NamedFiles, SourceFile, local_files, select};
 pub use order::Order;
 pub use pass::{Basis, Pass};
 pub use position::{Identity, Position};
