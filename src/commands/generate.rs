@@ -51,7 +51,7 @@ pub fn run(options: &Options) -> Result<Ending> {
     let drawn = tokenizer.as_ref().map_or(vocabulary, |tokenizer| tokenizer.vocabulary_size().min(vocabulary));
     let mut sampler = Sampler::new(sampling(options), drawn, options.seed)
         .map_err(|error| ConfigError::flag("generate", error.to_string()))?;
-    let mut output = Output::new(options, tokenizer.as_ref())?;
+    let mut output = Output::new(options, tokenizer.as_ref(), &prompt)?;
 
     let (store, mut model) = target.load_decoder(options.precision)?;
     let end_of_text = ends(&target, tokenizer.as_ref());
@@ -135,7 +135,7 @@ struct Output<'a> {
 }
 
 impl<'a> Output<'a> {
-    fn new(options: &Options, tokenizer: Option<&'a TextTokenizer>) -> Result<Self> {
+    fn new(options: &Options, tokenizer: Option<&'a TextTokenizer>, prompt: &[u32]) -> Result<Self> {
         if tokenizer.is_none() && !options.stop.is_empty() {
             return Err(
                 ConfigError::flag("--stop", "this model has no tokenizer, so there is no text to stop at").into()
@@ -144,7 +144,8 @@ impl<'a> Output<'a> {
         let text = tokenizer.map(|tokenizer| {
             let scanner = StopScanner::new(options.stop.clone())
                 .map_err(|_| ConfigError::flag("--stop", "a stop text must not be empty"))?;
-            Ok::<_, ConfigError>((TextStream::new(tokenizer.tokenizer(), SpecialTokens::Show), scanner))
+            let stream = TextStream::after(tokenizer.tokenizer(), SpecialTokens::Show, prompt)?;
+            Ok::<_, anyhow::Error>((stream, scanner))
         });
         let (json, text) = (options.json, text.transpose()?);
         if !json && let Some(prompt) = &options.prompt {

@@ -8,7 +8,7 @@ use super::target::model_folder;
 use super::{ConfigChoice, Ending, device, print_json, quickstart};
 use crate::config::{ConfigError, RunConfig, changed_mathematics};
 use crate::data::{Feed, ValidationSet};
-use crate::generate::{Limits, SamplingOptions};
+use crate::generate::{Limits, SamplingOptions, SpecialTokens, TextStream};
 use crate::model::adapter::peft;
 use crate::model::{Decoder, Engine};
 use crate::ops::product::Precision;
@@ -472,9 +472,12 @@ fn sample(prepared: &Prepared, store: &ParameterStore, step: u64) -> Result<Opti
     let mut sampler = crate::generate::Sampler::new(SamplingOptions::GREEDY, prepared.model.vocab_size(), 0)?;
     let completions = store.read_on_cpu(|weights| {
         let on_token = &mut |_, _| Ok(crate::generate::Flow::Continue);
-        crate::generate::complete(&mut model, weights, &[ids], limits, &mut sampler, on_token)
+        crate::generate::complete(&mut model, weights, &prompts, limits, &mut sampler, on_token)
+    let prompts = [ids];
     })??;
-    let text = tokenizer.decode(&completions[0].ids)?;
+    let mut stream = TextStream::after(tokenizer.tokenizer(), SpecialTokens::Show, &prompts[0])?;
+    let mut text = completions[0].ids.iter().map(|&id| stream.push(id)).collect::<Result<String, _>>()?;
+    text += &stream.finish()?;
     Ok(Some(Sample { step, prompt: prompt.to_owned(), text }))
 }
 
