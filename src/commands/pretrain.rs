@@ -6,7 +6,7 @@ use super::run_length::{self, Counting};
 use super::setup;
 use super::target::model_folder;
 use super::{ConfigChoice, Ending, device, print_json, quickstart};
-use crate::config::{ConfigError, RunConfig, changed_mathematics};
+use crate::config::{ConfigError, ExamplesConfig, RunConfig, changed_mathematics};
 use crate::data::{Feed, ValidationSet};
 use crate::generate::{Limits, SamplingOptions, SpecialTokens, TextStream};
 use crate::model::adapter::peft;
@@ -209,10 +209,17 @@ fn choose(options: &Options) -> Result<(RunConfig, Start, PathBuf)> {
     let stored = path.join("config.toml");
     let choice =
         ConfigChoice { file: Some(options.config.file.clone().unwrap_or(stored.clone())), ..options.config.clone() };
-    let mut config = choice.load()?;
+    let (mut config, mut first) = (choice.load()?, RunConfig::load(&stored, &[])?);
     if config.schedule.steps.is_none() {
         // The first run's horizon stands, however long this one goes on.
-        config.schedule.steps = RunConfig::load(&stored, &[])?.schedule.steps;
+        config.schedule.steps = first.schedule.steps;
+    }
+    let first_date = first.data.examples.as_mut().and_then(ExamplesConfig::date_mut);
+    if let (Some(date), Some(first_date)) =
+        (config.data.examples.as_mut().and_then(ExamplesConfig::date_mut), first_date)
+    {
+        // And its day, whatever day it is now.
+        *date = date.or(*first_date);
     }
     Ok((config, Start::Resume, path))
 }
@@ -466,6 +473,7 @@ fn sample(prepared: &Prepared, store: &ParameterStore, step: u64) -> Result<Opti
     let prompt = prepared.config.train.sample_prompt.as_deref().unwrap_or("");
     let mut ids = vec![tokenizer.begin_of_text()];
     ids.extend(tokenizer.encode(prompt)?);
+    let prompts = [ids];
     let mut model = Decoder::new(&prepared.model, store.layout());
     let limits =
         Limits { max_new_tokens: SAMPLE_TOKENS, end_of_text: &[tokenizer.end_of_text(), tokenizer.begin_of_text()] };
@@ -473,7 +481,6 @@ fn sample(prepared: &Prepared, store: &ParameterStore, step: u64) -> Result<Opti
     let completions = store.read_on_cpu(|weights| {
         let on_token = &mut |_, _| Ok(crate::generate::Flow::Continue);
         crate::generate::complete(&mut model, weights, &prompts, limits, &mut sampler, on_token)
-    let prompts = [ids];
     })??;
     let mut stream = TextStream::after(tokenizer.tokenizer(), SpecialTokens::Show, &prompts[0])?;
     let mut text = completions[0].ids.iter().map(|&id| stream.push(id)).collect::<Result<String, _>>()?;

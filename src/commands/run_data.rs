@@ -112,15 +112,32 @@ pub fn example_format(
             let (prompt_column, completion_column) = (prompt_column.clone(), completion_column.clone());
             ExampleFormat::Completion(CompletionFormat { prompt_column, completion_column, template })
         }
-        ExampleColumns::Chat { messages_column } => {
+        ExampleColumns::Chat { messages_column, date } => {
             let own = tokenizer_folder.map(ChatTemplate::load).transpose()?.flatten();
-            let template = match own {
-                Some(template) => template,
-                None => ChatTemplate::new(plain_chat_template(tokenizer)?, Vec::new())?,
+            let template = match (own, date) {
+                (Some(template), Some(date)) => template.on(*date)?,
+                (Some(template), None) => template,
+                (None, _) => ChatTemplate::new(plain_chat_template(tokenizer)?, Vec::new())?,
             };
             ExampleFormat::Chat(Box::new(ChatFormat { messages_column: messages_column.clone(), template }))
         }
     })
+}
+
+/// Settles the day that the chat template is told, if it asks for one: the config's, else this one.
+///
+/// # Errors
+/// When the config gives one to a template that does not ask.
+pub fn settle_date(config: &mut RunConfig, tokenizer_folder: Option<&Path>) -> Result<()> {
+    let Some(date) = config.data.examples.as_mut().and_then(ExamplesConfig::date_mut) else { return Ok(()) };
+    let template = tokenizer_folder.map(ChatTemplate::load).transpose()?.flatten();
+    if template.is_some_and(|template| template.asks_for_the_date()) {
+        date.get_or_insert_with(|| jiff::ZonedDateTime::now().date());
+    } else if date.is_some() {
+        let message = "`data.date` has no meaning here: the chat template writes no date; leave it out";
+        return Err(config.settings.0.error("data.date", message).into());
+    }
+    Ok(())
 }
 
 /// The chat template of a tokenizer without one.

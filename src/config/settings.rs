@@ -2,6 +2,7 @@
 
 use super::ConfigError;
 use super::schema::{self, Kind};
+use jiff::civil::Date;
 use std::collections::BTreeMap;
 use std::path::Path;
 use toml::Value;
@@ -69,7 +70,7 @@ impl Settings {
         let (key, text) = (key.trim(), text.trim());
         let value = match DeValue::parse(text) {
             Ok(value) => value.into_inner(),
-            Err(_) if matches!(schema::kind_of(key), Some(Kind::Text | Kind::Texts | Kind::Optimizer)) => {
+            Err(_) if matches!(schema::kind_of(key), Some(Kind::Text | Kind::Texts | Kind::Date | Kind::Optimizer)) => {
                 DeValue::String(text.to_owned().into())
             }
             Err(error) => {
@@ -117,6 +118,7 @@ impl Settings {
             Kind::Truth => value.is_bool(),
             Kind::Text => value.is_str(),
             Kind::Texts => value.is_str() || value.as_array().is_some_and(|list| list.iter().all(Value::is_str)),
+            Kind::Date => day(&value).is_some(),
             Kind::Optimizer => !matches!(value, Value::Table(_) | Value::Array(_) | Value::Datetime(_)),
         };
         if !fits {
@@ -165,6 +167,10 @@ impl Settings {
 
     pub fn text(&self, key: &str) -> Option<&str> {
         self.values.get(key).and_then(|(value, _)| value.as_str())
+    }
+
+    pub fn date(&self, key: &str) -> Option<Date> {
+        self.values.get(key).and_then(|(value, _)| day(value))
     }
 
     /// One string or a list of them, as a list.
@@ -224,6 +230,17 @@ fn plain(value: DeValue<'_>, origin: &Origin) -> Result<Value, ConfigError> {
     })
 }
 
+/// The day that a TOML date or a string names.
+fn day(value: &Value) -> Option<Date> {
+    let text = match value {
+        Value::String(text) => text.clone(),
+        Value::Datetime(date) => date.to_string(),
+        _ => return None,
+    };
+    // Parsing alone would pass over a time behind the date.
+    text.parse().ok().filter(|date: &Date| date.to_string() == text)
+}
+
 fn describe(value: &Value) -> String {
     match value {
         Value::String(text) => format!("the string {text:?}"),
@@ -266,6 +283,10 @@ mod tests {
         let mut settings = Settings::from_toml("[optimizer]\nbeta3 = 1\n[train]\nsteps = 1_000\n", "run.toml")?;
         settings.set("optimizer.beta3=20")?;
         settings.set("train.dtype = bf16")?;
+        settings.set("data.date=2026-01-31")?;
+        assert_eq!(settings.date("data.date"), Some(jiff::civil::date(2026, 1, 31)));
+        assert!(settings.set("data.date=2026-02-30").is_err() && settings.set("data.date='31 Jan'").is_err());
+        assert!(settings.set("data.date=2026-01-31T10:00:00").is_err());
         settings.set("data.validation={tokens=5, files='*.txt'}")?;
         assert_eq!(settings.number("optimizer.beta3"), Some(20.0));
         assert_eq!(settings.whole("train.steps"), Some(1000));
