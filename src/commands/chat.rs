@@ -3,7 +3,7 @@
 use super::Ending;
 use super::target::Target;
 use crate::config::ConfigError;
-use crate::data::{ChatTemplate, Message, ReplyOpening, TextTokenizer};
+use crate::data::{ChatTemplate, ChatTokenizer, Message, ReplyOpening, TextTokenizer};
 use crate::generate::{End, Flow, Limits, Sampler, SamplingOptions, SpecialTokens, TextStream, complete};
 use crate::model::Decoder;
 use crate::ops::product::Precision;
@@ -53,8 +53,19 @@ pub fn run(options: &Options) -> Result<Ending> {
     let interrupted = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(SIGINT, Arc::clone(&interrupted)).context("cannot install the signal handler")?;
     let max_new_tokens = options.max_new_tokens;
-    let mut chat =
-        Chat { template, tokenizer, store, model, sampler, end_of_text, max_new_tokens, interrupted, messages: vec![] };
+    let written = ChatTokenizer::new(&tokenizer)?;
+    let mut chat = Chat {
+        template,
+        tokenizer,
+        written,
+        store,
+        model,
+        sampler,
+        end_of_text,
+        max_new_tokens,
+        interrupted,
+        messages: vec![],
+    };
     chat.reset(options);
     chat.check()?;
     if std::io::stdin().is_terminal() && std::io::stdout().is_terminal() {
@@ -145,6 +156,8 @@ struct Chat {
     model: Decoder,
     sampler: Sampler,
     end_of_text: Vec<u32>,
+    /// Makes ids of the conversation.
+    written: ChatTokenizer,
     max_new_tokens: usize,
     interrupted: Arc<AtomicBool>,
     messages: Vec<Message>,
@@ -160,7 +173,7 @@ impl Chat {
         let mut messages = self.messages.clone();
         messages.push(Message::new("user", "Hello"));
         let room = self.room()?;
-        let length = self.tokenizer.encode(&self.template.render(&messages, ReplyOpening::Add)?)?.len();
+        let length = self.written.ids(&self.template, &messages, ReplyOpening::Add)?.len();
         ensure!(length <= room, "the system prompt takes {length} tokens, {room} fit beside a reply");
         Ok(())
     }
@@ -181,7 +194,7 @@ impl Chat {
         let room = self.room()?;
         let mut forgotten = 0;
         let ids = loop {
-            let ids = self.tokenizer.encode(&self.template.render(&self.messages, ReplyOpening::Add)?)?;
+            let ids = self.written.ids(&self.template, &self.messages, ReplyOpening::Add)?;
             if ids.len() <= room {
                 break ids;
             }
