@@ -2,6 +2,7 @@
 
 mod batch;
 
+use super::stop_signal::StopSignal;
 use super::target::Target;
 use super::{Ending, print_json};
 use crate::config::ConfigError;
@@ -57,9 +58,15 @@ pub fn run(options: &Options) -> Result<Ending> {
     let end_of_text = ends(&target, tokenizer.as_ref());
     let limits = Limits { max_new_tokens: options.max_new_tokens, end_of_text: &end_of_text };
     let prompts = [prompt];
-    let completions = store.read(|weights| {
-        complete(&mut model, weights, &prompts, limits, &mut sampler, &mut |_, token| output.push(token))
-    })??;
+    // Until here a signal ends the process; from here on it ends the text.
+    let stop = StopSignal::install()?;
+    let mut on_token = |_: usize, token: u32| {
+        let flow = output.push(token)?;
+        Ok(if stop.requested() { Flow::Stop } else { flow })
+    };
+    let completions =
+        store.read(|weights| complete(&mut model, weights, &prompts, limits, &mut sampler, &mut on_token))??;
+    let stopped = stop.requested();
     let completion = completions.first().context("no completion was made")?;
     let text = output.finish()?;
     if options.json {
@@ -67,12 +74,12 @@ pub fn run(options: &Options) -> Result<Ending> {
             "prompt_ids": prompts[0],
             "ids": completion.ids,
             "text": text,
-            "end": completion.end.word(),
+            "end": if stopped { "interrupted" } else { completion.end.word() },
         }))?;
     } else if completion.end == End::Context {
         eprintln!("(the model's context of {} tokens is full)", target.config.n_positions());
     }
-    Ok(Ending::Done)
+    Ok(if stopped { Ending::Stopped } else { Ending::Done })
 }
 
 /// How tokens are drawn.
