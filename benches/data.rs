@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
-use vrtrain::data::{DataSet, Order, StreamSettings, TextTokenizer, TokenStream, local_files};
+use vrtrain::data::{DataSet, NamedFiles, Order, StreamSettings, TextTokenizer, TokenStream, local_files};
 
 const SEQUENCE_LENGTH: usize = 1024;
 const ROWS: usize = 16;
@@ -30,7 +30,7 @@ fn main() -> Result<()> {
     let tokenizer = TextTokenizer::load(&tokenizer)?;
     println!("tokenizer loaded in {:.3} s", start.elapsed().as_secs_f64());
     let start = Instant::now();
-    let data = Arc::new(DataSet::open(local_files(&source, None)?, column)?);
+    let data = Arc::new(DataSet::open(local_files(&source, None, NamedFiles::Taken)?, column)?);
     println!("{:?}: opened in {:.3} s", data.summary(), start.elapsed().as_secs_f64());
     let cores = std::thread::available_parallelism().context("counting cores")?.get();
     for threads in [1, cores] {

@@ -4,7 +4,7 @@ mod benches;
 mod laboratory;
 mod shared;
 
-use crate::commands::{Ending, chat, doctor, eval, export, finetune, generate, plan, pretrain};
+use crate::commands::{Ending, STOPPED_EXIT_CODE, chat, doctor, eval, export, finetune, generate, plan, pretrain};
 use crate::commands::{report, runs, watch};
 use crate::config::ConfigError;
 use crate::train::StepLines;
@@ -22,7 +22,7 @@ use std::process::ExitCode;
 /// Pre-train small GPTs and fine-tune LLMs from a terminal, with VRAdam.
 ///
 /// Data goes to stdout, logs and progress to stderr. Exit codes: 0 done, 1 failed, 2 bad usage or config, 3 interrupted
-/// and saved.
+/// and saved, 130 a text stopped by Ctrl-C.
 #[derive(Parser)]
 #[command(name = "vrtrain", version, max_term_width = 100)]
 struct Cli {
@@ -385,6 +385,7 @@ pub fn main() -> ExitCode {
         Ok(Ending::Done) => ExitCode::SUCCESS,
         Ok(Ending::Failed) => ExitCode::from(1),
         Ok(Ending::Interrupted) => ExitCode::from(3),
+        Ok(Ending::Stopped) => ExitCode::from(STOPPED_EXIT_CODE),
         Err(error) => {
             eprintln!("error: {error:#}");
             let usage = error.chain().any(|cause| cause.is::<ConfigError>() || cause.is::<crate::optim::ConfigError>());

@@ -270,6 +270,53 @@ fn a_file_is_read_once_and_what_validates_is_not_trained_on() {
 }
 
 #[test]
+fn keys_that_would_do_nothing_are_refused() {
+    let case = Case::new();
+    let folder = case.run_folder();
+    // Without validation data: small_config has some.
+    let bare = |settings: &[&str]| {
+        let text = std::fs::read_to_string(small_config(case.folder.path(), 4, 2)).expect("the config");
+        let line = |line: &&str| !line.starts_with("validation") && !line.starts_with("eval_every");
+        let text: String = text.lines().filter(line).map(|line| format!("{line}\n")).collect();
+        let mut command = vrtrain();
+        command.args(["pretrain", "--config"]).arg(case.write("bare.toml", text.as_bytes()));
+        command.arg("--run-dir").arg(&folder);
+        settings.iter().for_each(|setting| {
+            command.args(["--set", setting]);
+        });
+        command
+    };
+    refuses(&mut bare(&["train.eval_every=2"]), &folder, 2, &["train.eval_every", "data.validation"]);
+    refuses(&mut bare(&["data.text_column=body"]), &folder, 2, &["data.text_column", "tokens.bin has no columns"]);
+    refuses(&mut bare(&["train.sample_prompt=Once"]), &folder, 2, &["train.sample_prompt", "train.sample_every"]);
+    let files = ["data.files='*.bin'"];
+    refuses(&mut bare(&files), &folder, 2, &["data.files", "tokens.bin is a file"]);
+    refuses(
+        &mut case.pretrain(&["data.validation.files='*.bin'"]),
+        &folder,
+        2,
+        &["data.validation.files", "is a file"],
+    );
+    let mut quickstart = vrtrain();
+    quickstart.args(["pretrain", "--set", "data.files=*.txt", "--run-dir"]).arg(&folder);
+    refuses(&mut quickstart, &folder, 2, &["data.files", "quickstart"]);
+    // What switches something off, and the default column of a resolved config, are no such keys; and a file that the
+    // command line names stands in place of the config's choice.
+    let text = std::fs::read_to_string(case.path("bare.toml")).expect("the config");
+    case.write("bare.toml", text.replace("shuffle = true", "files = 'a/*.bin'\nshuffle = true").as_bytes());
+    let tokens = format!("data.source='{}'", fixture("train/vradam-accumulated/tokens.bin").display());
+    let settings =
+        [&tokens, "train.eval_every=0", "train.sample_every=0", "train.sample_prompt=Once", "data.text_column=text"];
+    let mut command = vrtrain();
+    command.args(["pretrain", "--config"]).arg(case.path("bare.toml")).arg("--run-dir").arg(&folder);
+    settings.iter().for_each(|setting| {
+        command.args(["--set", setting]);
+    });
+    succeed(&mut command);
+    succeed(vrtrain().args(["pretrain", "--resume", "--set", "train.steps=5", "--run-dir"]).arg(&folder));
+}
+
+#[test]
 fn a_line_of_metrics_torn_by_a_full_disk_does_not_end_the_run() {
     let case = Case::new();
     let output = run(&mut case.pretrain(&["train.checkpoint_every=2", "train.steps=4"]));

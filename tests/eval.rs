@@ -87,6 +87,10 @@ fn gsm8k_is_asked_in_every_way_and_the_batch_changes_no_answer() -> Result<()> {
         assert_eq!(result["n"], 2, "{shots} shots");
         assert!(result["stderr"].is_number());
     }
+    let mut command =
+        evaluate(&model, &["--task", "gsm8k", "--shots", "0", "--limit", "9", "--max-new-tokens", "2", "--data"]);
+    let output = succeed(command.arg(&test));
+    assert!(stderr(&output).contains("--limit 9: there are 5 problems"), "{}", stderr(&output));
     Ok(())
 }
 
@@ -197,6 +201,9 @@ fn overlapping_windows_score_each_target_once_and_better() -> Result<()> {
 
 #[test]
 fn flags_that_a_task_ignores_are_refused() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("story.txt");
+    std::fs::write(&file, "Once upon a time")?;
     let model = fixture("stories260K");
     for arguments in [
         &["--task", "gsm8k", "--window", "5"][..],
@@ -206,6 +213,9 @@ fn flags_that_a_task_ignores_are_refused() -> Result<()> {
         &["--task", "lambada", "--resume"],
         &["--task", "gsm8k", "--batch", "33"],
         &["--task", "gsm8k", "--data", "nothing.jsonl"],
+        &["--task", "gsm8k", "--data", text(&file), "--files", "*.jsonl"],
+        &["--task", "perplexity", "--data", text(&file), "--files", "*.txt"],
+        &["--task", "perplexity", "--data", text(&file), "--text-column", "body"],
         &["--task", "nothing"],
         &[],
     ] {
@@ -288,6 +298,81 @@ fn a_chat_reads_lines_from_a_pipe_and_answers_each() -> Result<()> {
     let output = run(vrtrain().arg("chat").arg(fixture("gpt-nano-sort")));
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("no chat template"), "{}", stderr(&output));
+    Ok(())
+}
+
+/// Sends Ctrl-C's signal and waits.
+#[cfg(unix)]
+fn interrupt(mut child: std::process::Child) -> Result<(Option<i32>, String)> {
+    use std::io::Read;
+    succeed(Command::new("kill").args(["-INT", &child.id().to_string()]));
+    let mut rest = String::new();
+    child.stdout.take().context("a pipe")?.read_to_string(&mut rest)?;
+    Ok((child.wait()?.code(), rest))
+}
+
+#[test]
+#[cfg(unix)]
+fn a_signal_ends_a_piped_chat_and_a_generation_with_what_was_written() -> Result<()> {
+    use std::io::Read;
+    let folder = tempfile::tempdir()?;
+    let model = chat_model(folder.path())?;
+    let mut first = [0];
+    // While it answers: far more lines than it gets to.
+    let lines = 3000;
+    std::fs::write(folder.path().join("lines.txt"), "Once upon a time\n/reset\n".repeat(lines))?;
+    let mut command = vrtrain();
+    command.arg("chat").arg(&model).args(["--max-new-tokens", "200"]).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.stdin(std::fs::File::open(folder.path().join("lines.txt"))?).spawn()?;
+    child.stdout.as_mut().context("a pipe")?.read_exact(&mut first)?;
+    let (code, rest) = interrupt(child)?;
+    assert_eq!(code, Some(130));
+    assert!(rest.ends_with('\n') && rest.lines().count() < lines, "{} replies", rest.lines().count());
+    // While it waits for a line, its reply of one line given.
+    let mut command = vrtrain();
+    command.arg("chat").arg(&model).args(["--max-new-tokens", "6"]).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.stdin(Stdio::piped()).spawn()?;
+    let mut input = child.stdin.take().context("a pipe")?;
+    input.write_all(b"Once upon a time\n")?;
+    let mut last = 0;
+    while last != b'\n' {
+        child.stdout.as_mut().context("a pipe")?.read_exact(&mut first)?;
+        last = first[0];
+    }
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    assert_eq!(interrupt(child)?, (Some(130), String::new()));
+
+    // A generation may end before the signal comes: then again.
+    let prompt = "Once upon a time";
+    for _ in 0..50 {
+        let mut command = vrtrain();
+        command.arg("generate").arg(fixture("stories260K")).args(["--max-new-tokens", "500", "--prompt", prompt]);
+        let mut child = command.stdout(Stdio::piped()).spawn()?;
+        let mut given = vec![0; prompt.len() + 2];
+        child.stdout.as_mut().context("a pipe")?.read_exact(&mut given)?;
+        let (code, rest) = interrupt(child)?;
+        if code == Some(130) {
+            assert!(rest.ends_with('\n') && !rest.trim().is_empty(), "{rest:?}");
+            return Ok(());
+        }
+        assert_eq!(code, Some(0));
+    }
+    anyhow::bail!("every generation was over before its signal")
+}
+
+#[test]
+fn a_continuation_follows_its_prompt_with_the_space_between_them() -> Result<()> {
+    let model = fixture("stories260K");
+    for prompt in ["Lily and Tom went to the", "Once upon a"] {
+        let generate = |extra: &[&str]| {
+            let mut command = vrtrain();
+            command.arg("generate").arg(&model).args(["--max-new-tokens", "8", "--prompt", prompt]).args(extra);
+            succeed(&mut command)
+        };
+        let text = object(&generate(&["--json"]))?["text"].as_str().context("a text")?.to_owned();
+        assert!(text.starts_with(' ') && !text.starts_with("  "), "{text:?}");
+        assert_eq!(stdout(&generate(&[])), format!("{prompt}{text}\n"));
+    }
     Ok(())
 }
 

@@ -126,6 +126,59 @@ fn a_conversations_first_loss_is_transformers() {
     assert!(folder.path().join("run/model/chat_template.jinja").is_file());
 }
 
+/// A config of conversations on a model whose chat template begins with `head`.
+fn chat_config(folder: &Path, head: &str) -> PathBuf {
+    let config = config(folder, "steps = 2\ncheckpoint_every = 1");
+    let model = folder.join("model");
+    std::fs::create_dir(&model).expect("a folder");
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        std::fs::copy(fixture("stories260K").join(name), model.join(name)).expect("a copy");
+    }
+    let turns = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% if m.role == 'assistant' %}</s>{% endif %}\n\
+                 {% endfor %}{% if add_generation_prompt %}assistant:{% endif %}";
+    std::fs::write(model.join("chat_template.jinja"), format!("{head}{turns}")).expect("a template");
+    let text = std::fs::read_to_string(&config).expect("the config");
+    let kept =
+        |line: &&str| !["prompt_column", "completion_column", "template"].iter().any(|key| line.starts_with(key));
+    let text: Vec<&str> = text.lines().filter(kept).collect();
+    let text = text.join("\n").replace("\"completion\"", "\"chat\"").replace("gsm8k.jsonl", "oasst.jsonl");
+    std::fs::write(&config, text.replace(&fixture("stories260K").display().to_string(), &model.display().to_string()))
+        .expect("a config");
+    config
+}
+
+#[test]
+fn a_run_keeps_the_day_that_its_chat_template_writes() {
+    let folder = tempfile::tempdir().expect("a scratch folder");
+    let config = chat_config(folder.path(), "{{ strftime_now('%d %b %Y') }}\n");
+    let today = folder.path().join("today");
+    succeed(finetune(&config, &today).args(["--quiet", "--set", "train.steps=1"]));
+    let stored = std::fs::read_to_string(today.join("config.toml")).expect("a config");
+    assert!(stored.contains("date = \"20"), "{stored}");
+    // A run of another day goes on with its own day, by its own config and by the one that it was begun with.
+    let [whole, parts] = ["whole", "parts"].map(|name| folder.path().join(name));
+    let day = ["--quiet", "--set", "data.date=2024-02-29", "--set"];
+    succeed(finetune(&config, &whole).args(day).arg("train.steps=3"));
+    succeed(finetune(&config, &parts).args(day).arg("train.steps=1"));
+    let more = ["--resume", "--quiet", "--set", "train.steps=2", "--run-dir"];
+    succeed(vrtrain().arg("finetune").args(more).arg(&parts));
+    succeed(finetune(&config, &parts).args(["--resume", "--quiet", "--set", "train.steps=3"]));
+    for file in ["model.safetensors", "optimizer.safetensors"] {
+        assert!(checkpoint_file(&whole, file) == checkpoint_file(&parts, file), "{file} differs");
+    }
+    let losses = |run: &Path| metrics(run).iter().map(|record| number(record, "loss")).collect::<Vec<_>>();
+    assert_ne!(losses(&whole)[0], losses(&today)[0], "the day is in the text");
+    let other = run(finetune(&config, &parts).args(["--resume", "--set", "data.date=2024-03-01"]));
+    assert_eq!(other.status.code(), Some(2));
+    assert!(stderr(&other).contains("data.date"), "{}", stderr(&other));
+
+    let timeless = tempfile::tempdir().expect("a scratch folder");
+    let config = chat_config(timeless.path(), "");
+    let refused = run(finetune(&config, &timeless.path().join("run")).args(["--set", "data.date=2024-02-29"]));
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(stderr(&refused).contains("the chat template writes no date"), "{}", stderr(&refused));
+}
+
 #[test]
 fn a_run_that_was_killed_and_resumed_ends_with_the_bits_of_one_that_never_stopped() {
     let folder = tempfile::tempdir().expect("a scratch folder");
@@ -265,6 +318,7 @@ fn bad_examples_and_settings_are_refused_with_what_to_do() {
     let gold = write("gold.jsonl", "{\"question\": \"a\", \"answer\": \"b\"}\n");
     let gold = gold.replace("data.source", "data.validation.source");
     refuses(&[&gold, "train.eval_exact_match=1"], 2, &["train.eval_exact_match", "#### NUMBER"]);
+    refuses(&["train.eval_exact_match=8"], 2, &["train.eval_exact_match", "there are 7 held-out examples"]);
     let output = run(vrtrain().args(["pretrain", "--config"]).arg(&config).arg("--run-dir").arg(&path));
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("vrtrain finetune"), "{}", stderr(&output));

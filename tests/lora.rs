@@ -136,6 +136,28 @@ fn a_changed_base_is_refused_on_resume_and_by_every_reader() {
 }
 
 #[test]
+fn a_resumed_run_neither_gains_nor_loses_adapters() {
+    let folder = tempfile::tempdir().expect("a scratch folder");
+    let with = config(folder.path(), "rank = 4");
+    let text = std::fs::read_to_string(&with).expect("the config");
+    let without = folder.path().join("whole.toml");
+    std::fs::write(&without, text.replace("lora = { rank = 4 }\n", "")).expect("writable");
+    for (first, second, key) in
+        [(&without, &with, "lora.rank: (absent) -> 4"), (&with, &without, "lora.rank: 4 -> (absent)")]
+    {
+        let run = folder.path().join(key.replace(' ', "-"));
+        succeed(&mut pretrain(first, &run, &["--set", "train.steps=2"]));
+        let output = common::run(&mut pretrain(second, &run, &["--resume"]));
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        assert!(
+            stderr(&output).contains("keeps its mathematics") && stderr(&output).contains(key),
+            "{}",
+            stderr(&output)
+        );
+    }
+}
+
+#[test]
 fn what_cannot_be_adapted_is_refused_before_anything_is_written() {
     let folder = tempfile::tempdir().expect("a scratch folder");
     for (lora, words) in [

@@ -1,9 +1,10 @@
 //! `vrtrain chat`: a conversation through the model's chat template, at a terminal or from lines of a pipe.
 
 use super::Ending;
+use super::stop_signal::StopSignal;
 use super::target::Target;
 use crate::config::ConfigError;
-use crate::data::{ChatTemplate, Message, ReplyOpening, TextTokenizer};
+use crate::data::{ChatTemplate, ChatTokenizer, Message, ReplyOpening, TextTokenizer};
 use crate::generate::{End, Flow, Limits, Sampler, SamplingOptions, SpecialTokens, TextStream, complete};
 use crate::model::Decoder;
 use crate::ops::product::Precision;
@@ -11,10 +12,7 @@ use crate::params::ParameterStore;
 use anyhow::{Context, Result, ensure};
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
-use signal_hook::consts::SIGINT;
 use std::io::{BufRead, IsTerminal, Write};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What the command line asked for.
 #[derive(Clone, Debug)]
@@ -50,20 +48,30 @@ pub fn run(options: &Options) -> Result<Ending> {
     let mut end_of_text = target.config.end_of_text().to_vec();
     end_of_text.extend([tokenizer.end_of_text(), tokenizer.end_of_answer()]);
     let (store, model) = target.load_decoder(options.precision)?;
-    let interrupted = Arc::new(AtomicBool::new(false));
-    signal_hook::flag::register(SIGINT, Arc::clone(&interrupted)).context("cannot install the signal handler")?;
+    let stop = StopSignal::install()?;
     let max_new_tokens = options.max_new_tokens;
-    let mut chat =
-        Chat { template, tokenizer, store, model, sampler, end_of_text, max_new_tokens, interrupted, messages: vec![] };
+    let written = ChatTokenizer::new(&tokenizer)?;
+    let mut chat = Chat {
+        template,
+        tokenizer,
+        written,
+        store,
+        model,
+        sampler,
+        end_of_text,
+        max_new_tokens,
+        stop,
+        messages: vec![],
+    };
     chat.reset(options);
     chat.check()?;
     if std::io::stdin().is_terminal() && std::io::stdout().is_terminal() {
         eprintln!("{} ({HELP})", options.target);
         at_terminal(options, &mut chat)?;
+        Ok(Ending::Done)
     } else {
-        from_pipe(options, &mut chat)?;
+        from_pipe(options, &mut chat)
     }
-    Ok(Ending::Done)
 }
 
 /// What a person's line asks for.
@@ -116,6 +124,7 @@ fn at_terminal(options: &Options, chat: &mut Chat) -> Result<()> {
             Ok(line) => {
                 // A line that cannot be remembered is still said.
                 let _ = editor.add_history_entry(&line);
+                chat.stop.heed();
                 if take(options, chat, &line)? == Next::Leave {
                     return Ok(());
                 }
@@ -127,26 +136,34 @@ fn at_terminal(options: &Options, chat: &mut Chat) -> Result<()> {
     }
 }
 
-fn from_pipe(options: &Options, chat: &mut Chat) -> Result<()> {
-    for line in std::io::stdin().lock().lines() {
-        let line = line.context("cannot read standard input")?;
-        if take(options, chat, &line)? == Next::Leave {
-            break;
+/// Answers every line. Ctrl-C stops the reply, and with it the command: there is nobody to go on talking.
+fn from_pipe(options: &Options, chat: &mut Chat) -> Result<Ending> {
+    let mut lines = std::io::stdin().lock().lines();
+    loop {
+        chat.stop.leave_at_once();
+        let Some(line) = lines.next() else { return Ok(Ending::Done) };
+        chat.stop.heed();
+        if take(options, chat, &line.context("cannot read standard input")?)? == Next::Leave {
+            return Ok(Ending::Done);
+        }
+        if chat.stop.requested() {
+            return Ok(Ending::Stopped);
         }
     }
-    Ok(())
 }
 
 /// The conversation, and what answers.
 struct Chat {
     template: ChatTemplate,
     tokenizer: TextTokenizer,
+    /// Makes ids of the conversation.
+    written: ChatTokenizer,
     store: ParameterStore,
     model: Decoder,
     sampler: Sampler,
     end_of_text: Vec<u32>,
     max_new_tokens: usize,
-    interrupted: Arc<AtomicBool>,
+    stop: StopSignal,
     messages: Vec<Message>,
 }
 
@@ -160,7 +177,7 @@ impl Chat {
         let mut messages = self.messages.clone();
         messages.push(Message::new("user", "Hello"));
         let room = self.room()?;
-        let length = self.tokenizer.encode(&self.template.render(&messages, ReplyOpening::Add)?)?.len();
+        let length = self.written.ids(&self.template, &messages, ReplyOpening::Add)?.len();
         ensure!(length <= room, "the system prompt takes {length} tokens, {room} fit beside a reply");
         Ok(())
     }
@@ -181,7 +198,7 @@ impl Chat {
         let room = self.room()?;
         let mut forgotten = 0;
         let ids = loop {
-            let ids = self.tokenizer.encode(&self.template.render(&self.messages, ReplyOpening::Add)?)?;
+            let ids = self.written.ids(&self.template, &self.messages, ReplyOpening::Add)?;
             if ids.len() <= room {
                 break ids;
             }
@@ -212,8 +229,7 @@ impl Chat {
 
     /// Completes the prompt and prints it as it comes.
     fn stream(&mut self, ids: Vec<u32>) -> Result<(String, End)> {
-        self.interrupted.store(false, Ordering::Relaxed);
-        let Self { tokenizer, store, model, sampler, end_of_text, max_new_tokens, interrupted, .. } = self;
+        let Self { tokenizer, store, model, sampler, end_of_text, max_new_tokens, stop, .. } = self;
         let mut stream = TextStream::new(tokenizer.tokenizer(), SpecialTokens::Hide);
         let mut reply = String::new();
         let limits = Limits { max_new_tokens: *max_new_tokens, end_of_text };
@@ -222,7 +238,7 @@ impl Chat {
             let piece = stream.push(token)?;
             show(&piece)?;
             reply.push_str(&piece);
-            Ok(if interrupted.load(Ordering::Relaxed) { Flow::Stop } else { Flow::Continue })
+            Ok(if stop.requested() { Flow::Stop } else { Flow::Continue })
         };
         let completions =
             store.read(|weights| complete(model, weights, &prompts, limits, sampler, &mut on_token))??;

@@ -22,11 +22,17 @@ impl Exam {
     /// Takes the first held-out examples, if the config asks for them.
     ///
     /// # Errors
-    /// When one of them has no final answer to compare with.
+    /// When there are fewer, or one of them has no final answer to compare with.
     pub fn new(config: &RunConfig, data: &RunData, tokenizer: Option<&TextTokenizer>) -> Result<Option<Self>> {
         let (RunData::Examples { validation: Some(held_out), .. }, Some(tokenizer)) = (data, tokenizer) else {
             return Ok(None);
         };
+        let (asked, found) = (config.train.eval_exact_match, held_out.list().len());
+        if asked > found {
+            let message =
+                format!("`train.eval_exact_match` = {asked}, but there are {found} held-out examples to answer");
+            return Err(config.settings.0.error("train.eval_exact_match", message).into());
+        }
         let problem = |(number, example): (usize, &crate::data::Example)| {
             let (question, answer) = example.question_and_answer();
             let solution = tokenizer.decode(answer)?;
@@ -40,7 +46,7 @@ impl Exam {
             }
             Ok(Problem { prompt: question.to_vec(), solution })
         };
-        let chosen = held_out.list().iter().enumerate().take(config.train.eval_exact_match);
+        let chosen = held_out.list().iter().enumerate().take(asked);
         let problems = chosen.map(problem).collect::<Result<Vec<_>>>()?;
         Ok((!problems.is_empty()).then_some(Self { problems, longest: config.train.exact_match_tokens }))
     }

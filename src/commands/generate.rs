@@ -2,6 +2,7 @@
 
 mod batch;
 
+use super::stop_signal::StopSignal;
 use super::target::Target;
 use super::{Ending, print_json};
 use crate::config::ConfigError;
@@ -51,15 +52,21 @@ pub fn run(options: &Options) -> Result<Ending> {
     let drawn = tokenizer.as_ref().map_or(vocabulary, |tokenizer| tokenizer.vocabulary_size().min(vocabulary));
     let mut sampler = Sampler::new(sampling(options), drawn, options.seed)
         .map_err(|error| ConfigError::flag("generate", error.to_string()))?;
-    let mut output = Output::new(options, tokenizer.as_ref())?;
+    let mut output = Output::new(options, tokenizer.as_ref(), &prompt)?;
 
     let (store, mut model) = target.load_decoder(options.precision)?;
     let end_of_text = ends(&target, tokenizer.as_ref());
     let limits = Limits { max_new_tokens: options.max_new_tokens, end_of_text: &end_of_text };
     let prompts = [prompt];
-    let completions = store.read(|weights| {
-        complete(&mut model, weights, &prompts, limits, &mut sampler, &mut |_, token| output.push(token))
-    })??;
+    // Until here a signal ends the process; from here on it ends the text.
+    let stop = StopSignal::install()?;
+    let mut on_token = |_: usize, token: u32| {
+        let flow = output.push(token)?;
+        Ok(if stop.requested() { Flow::Stop } else { flow })
+    };
+    let completions =
+        store.read(|weights| complete(&mut model, weights, &prompts, limits, &mut sampler, &mut on_token))??;
+    let stopped = stop.requested();
     let completion = completions.first().context("no completion was made")?;
     let text = output.finish()?;
     if options.json {
@@ -67,12 +74,12 @@ pub fn run(options: &Options) -> Result<Ending> {
             "prompt_ids": prompts[0],
             "ids": completion.ids,
             "text": text,
-            "end": completion.end.word(),
+            "end": if stopped { "interrupted" } else { completion.end.word() },
         }))?;
     } else if completion.end == End::Context {
         eprintln!("(the model's context of {} tokens is full)", target.config.n_positions());
     }
-    Ok(Ending::Done)
+    Ok(if stopped { Ending::Stopped } else { Ending::Done })
 }
 
 /// How tokens are drawn.
@@ -135,7 +142,7 @@ struct Output<'a> {
 }
 
 impl<'a> Output<'a> {
-    fn new(options: &Options, tokenizer: Option<&'a TextTokenizer>) -> Result<Self> {
+    fn new(options: &Options, tokenizer: Option<&'a TextTokenizer>, prompt: &[u32]) -> Result<Self> {
         if tokenizer.is_none() && !options.stop.is_empty() {
             return Err(
                 ConfigError::flag("--stop", "this model has no tokenizer, so there is no text to stop at").into()
@@ -144,7 +151,8 @@ impl<'a> Output<'a> {
         let text = tokenizer.map(|tokenizer| {
             let scanner = StopScanner::new(options.stop.clone())
                 .map_err(|_| ConfigError::flag("--stop", "a stop text must not be empty"))?;
-            Ok::<_, ConfigError>((TextStream::new(tokenizer.tokenizer(), SpecialTokens::Show), scanner))
+            let stream = TextStream::after(tokenizer.tokenizer(), SpecialTokens::Show, prompt)?;
+            Ok::<_, anyhow::Error>((stream, scanner))
         });
         let (json, text) = (options.json, text.transpose()?);
         if !json && let Some(prompt) = &options.prompt {

@@ -23,6 +23,7 @@ pub mod runs;
 mod setup;
 mod shape;
 pub mod sharpness;
+mod stop_signal;
 mod study_base;
 mod target;
 pub mod task;
@@ -42,7 +43,11 @@ pub enum Ending {
     Failed,
     /// Stopped by a signal, everything saved.
     Interrupted,
+    /// Stopped by Ctrl-C while it wrote text, of which there is nothing to save.
+    Stopped,
 }
+
+pub use stop_signal::EXIT_CODE as STOPPED_EXIT_CODE;
 
 /// Which config a command works on.
 #[derive(Clone, Debug, Default)]

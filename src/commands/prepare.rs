@@ -138,6 +138,7 @@ pub fn prepare(mut config: RunConfig, stored: Option<&Path>, counting: Counting<
         let tokenizer = found.as_ref().context("fine-tuning needs a tokenizer")?;
         made = Some(quickstart::prepare_examples(&config, examples, tokenizer, model.vocab_size())?);
     }
+    run_data::settle_date(&mut config, folder.as_deref())?;
     let (data, held_out) = match made {
         Some(quickstart::Made { data, held_out }) => (data, Some(held_out)),
         None => {

@@ -6,9 +6,9 @@ use super::run_length::{self, Counting};
 use super::setup;
 use super::target::model_folder;
 use super::{ConfigChoice, Ending, device, print_json, quickstart};
-use crate::config::{ConfigError, RunConfig, changed_mathematics};
+use crate::config::{ConfigError, ExamplesConfig, RunConfig, changed_mathematics};
 use crate::data::{Feed, ValidationSet};
-use crate::generate::{Limits, SamplingOptions};
+use crate::generate::{Limits, SamplingOptions, SpecialTokens, TextStream};
 use crate::model::adapter::peft;
 use crate::model::{Decoder, Engine};
 use crate::ops::product::Precision;
@@ -52,12 +52,16 @@ fn pretrain(options: &Options) -> Result<Ending> {
     let verbosity = if options.quiet { Verbosity::Quiet } else { Verbosity::Normal };
     let (config, start, path) = choose(options)?;
     check_stage(options.stage, &config)?;
+    if start == Start::Resume {
+        // Before the rest of the config is completed: what is trained decides which files the run must have.
+        refuse_changed_mathematics(&path, &config, |key| key.starts_with("lora."))?;
+    }
     let resumed = if start == Start::Resume { newest_checkpoint(&path)? } else { None };
     let stored = model_folder(&path);
     let prepared =
         prepare(config, resumed.is_some().then_some(stored.as_path()), Counting::Exact { run: &path, verbosity })?;
     if start == Start::Resume {
-        refuse_changed_mathematics(&path, &prepared.config)?;
+        refuse_changed_mathematics(&path, &prepared.config, |_| true)?;
     }
     if let Some((state, _)) = &resumed
         && state.step >= prepared.steps
@@ -205,17 +209,26 @@ fn choose(options: &Options) -> Result<(RunConfig, Start, PathBuf)> {
     let stored = path.join("config.toml");
     let choice =
         ConfigChoice { file: Some(options.config.file.clone().unwrap_or(stored.clone())), ..options.config.clone() };
-    let mut config = choice.load()?;
+    let (mut config, mut first) = (choice.load()?, RunConfig::load(&stored, &[])?);
     if config.schedule.steps.is_none() {
         // The first run's horizon stands, however long this one goes on.
-        config.schedule.steps = RunConfig::load(&stored, &[])?.schedule.steps;
+        config.schedule.steps = first.schedule.steps;
+    }
+    let first_date = first.data.examples.as_mut().and_then(ExamplesConfig::date_mut);
+    if let (Some(date), Some(first_date)) =
+        (config.data.examples.as_mut().and_then(ExamplesConfig::date_mut), first_date)
+    {
+        // And its day, whatever day it is now.
+        *date = date.or(*first_date);
     }
     Ok((config, Start::Resume, path))
 }
 
-fn refuse_changed_mathematics(path: &Path, config: &RunConfig) -> Result<()> {
+/// Refuses a config whose mathematics are not the stored one's, as far as `looked_at` chooses the keys.
+fn refuse_changed_mathematics(path: &Path, config: &RunConfig, looked_at: impl Fn(&str) -> bool) -> Result<()> {
     let stored = RunConfig::load(&path.join("config.toml"), &[])?;
-    let changed = changed_mathematics(&stored, config);
+    let mut changed = changed_mathematics(&stored, config);
+    changed.retain(|(key, _, _)| looked_at(key));
     if changed.is_empty() {
         return Ok(());
     }
@@ -460,15 +473,18 @@ fn sample(prepared: &Prepared, store: &ParameterStore, step: u64) -> Result<Opti
     let prompt = prepared.config.train.sample_prompt.as_deref().unwrap_or("");
     let mut ids = vec![tokenizer.begin_of_text()];
     ids.extend(tokenizer.encode(prompt)?);
+    let prompts = [ids];
     let mut model = Decoder::new(&prepared.model, store.layout());
     let limits =
         Limits { max_new_tokens: SAMPLE_TOKENS, end_of_text: &[tokenizer.end_of_text(), tokenizer.begin_of_text()] };
     let mut sampler = crate::generate::Sampler::new(SamplingOptions::GREEDY, prepared.model.vocab_size(), 0)?;
     let completions = store.read_on_cpu(|weights| {
         let on_token = &mut |_, _| Ok(crate::generate::Flow::Continue);
-        crate::generate::complete(&mut model, weights, &[ids], limits, &mut sampler, on_token)
+        crate::generate::complete(&mut model, weights, &prompts, limits, &mut sampler, on_token)
     })??;
-    let text = tokenizer.decode(&completions[0].ids)?;
+    let mut stream = TextStream::after(tokenizer.tokenizer(), SpecialTokens::Show, &prompts[0])?;
+    let mut text = completions[0].ids.iter().map(|&id| stream.push(id)).collect::<Result<String, _>>()?;
+    text += &stream.finish()?;
     Ok(Some(Sample { step, prompt: prompt.to_owned(), text }))
 }
 

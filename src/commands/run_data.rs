@@ -1,11 +1,11 @@
 //! The data of a run: files found, opened and checked; running text is read as it is trained on, examples at once.
 
-use super::setup::{LazyHub, source_files};
+use super::setup::{LazyHub, chosen_files, refuse_idle_column, source_files};
 use crate::config::{ConfigError, DataSource, ExampleColumns, ExamplesConfig, RunConfig, ValidationConfig};
 use crate::data::{
     ChatFormat, ChatTemplate, CompletionFormat, DataSet, ExampleFormat, ExampleLimits, ExampleStream, Examples, Feed,
-    Order, Packing, Position, SourceFile, StreamSettings, Template, TextTokenizer, TokenStream, ValidationSet,
-    plain_template, select,
+    NamedFiles, Order, Packing, Position, SourceFile, StreamSettings, Template, TextTokenizer, TokenStream,
+    ValidationSet, plain_template,
 };
 use crate::train::short;
 use anyhow::{Context, Result, bail, ensure};
@@ -41,29 +41,13 @@ fn find_files(config: &RunConfig, hub: &LazyHub) -> Result<FoundFiles> {
     let Some(ValidationConfig { source, files, .. }) = &data.validation else {
         return Ok(FoundFiles { training, validation: None });
     };
-    let own = match source {
-        Some(DataSource::Files(own)) => own,
-        Some(DataSource::Quickstart) => bail!("`data.validation.source`: the quickstart's data go with its training"),
-        None => sources,
+    let validation = match source {
+        Some(DataSource::Files(own)) => source_files(own, files, hub, "data.validation.source")?,
+        Some(DataSource::Quickstart) => bail!("the quickstart's data are generated, not opened"),
+        // A file that the training source names is there to be trained on: it validates only where the globs say so.
+        None => chosen_files(sources, files, NamedFiles::Chosen, hub, "data.source")?,
     };
-    let mut validation = source_files(own, files, hub, "data.validation")?;
-    if source.is_none() && !files.is_empty() {
-        // A file that is given by its name needs no glob to be trained on, but it validates only where the glob says so.
-        let chosen = |file: &SourceFile| -> Result<bool> {
-            let name = [file.bytes.name().rsplit('/').next().unwrap_or_default().to_owned()];
-            let of_glob = |glob: &String| Ok(!select(&name, Some(glob.rsplit('/').next().unwrap_or(glob)))?.is_empty());
-            files.iter().map(of_glob).try_fold(false, |any, one: Result<bool>| Ok(any || one?))
-        };
-        let mut kept = Vec::new();
-        for file in validation {
-            let given_by_name = sources.iter().any(|source| source.to_string() == file.bytes.name());
-            if !given_by_name || chosen(&file)? {
-                kept.push(file);
-            }
-        }
-        validation = kept;
-        ensure!(!validation.is_empty(), "`data.validation.files` chooses no file of the source");
-    }
+    ensure!(!validation.is_empty(), "`data.validation.files` chooses no file of the source");
     refuse_repeats(&validation, "data.validation")?;
     // Wherever both come from: what validates is not trained on.
     let names: BTreeSet<&str> = validation.iter().map(|file| file.bytes.name()).collect();
@@ -100,6 +84,8 @@ pub fn run_data(
     let FoundFiles { training, validation } = find_files(config, hub)?;
     let Some(examples) = &config.data.examples else {
         let column = &config.data.text_column;
+        let all: Vec<SourceFile> = training.iter().chain(validation.iter().flatten()).cloned().collect();
+        refuse_idle_column(&all, column, "data.text_column")?;
         let training = Arc::new(DataSet::open(training, column).context("the training data")?);
         let tokens = config.data.validation.as_ref().map_or(0, |validation| validation.tokens);
         let validation =
@@ -126,15 +112,32 @@ pub fn example_format(
             let (prompt_column, completion_column) = (prompt_column.clone(), completion_column.clone());
             ExampleFormat::Completion(CompletionFormat { prompt_column, completion_column, template })
         }
-        ExampleColumns::Chat { messages_column } => {
+        ExampleColumns::Chat { messages_column, date } => {
             let own = tokenizer_folder.map(ChatTemplate::load).transpose()?.flatten();
-            let template = match own {
-                Some(template) => template,
-                None => ChatTemplate::new(plain_chat_template(tokenizer)?, Vec::new())?,
+            let template = match (own, date) {
+                (Some(template), Some(date)) => template.on(*date)?,
+                (Some(template), None) => template,
+                (None, _) => ChatTemplate::new(plain_chat_template(tokenizer)?, Vec::new())?,
             };
             ExampleFormat::Chat(Box::new(ChatFormat { messages_column: messages_column.clone(), template }))
         }
     })
+}
+
+/// Settles the day that the chat template is told, if it asks for one: the config's, else this one.
+///
+/// # Errors
+/// When the config gives one to a template that does not ask.
+pub fn settle_date(config: &mut RunConfig, tokenizer_folder: Option<&Path>) -> Result<()> {
+    let Some(date) = config.data.examples.as_mut().and_then(ExamplesConfig::date_mut) else { return Ok(()) };
+    let template = tokenizer_folder.map(ChatTemplate::load).transpose()?.flatten();
+    if template.is_some_and(|template| template.asks_for_the_date()) {
+        date.get_or_insert_with(|| jiff::ZonedDateTime::now().date());
+    } else if date.is_some() {
+        let message = "`data.date` has no meaning here: the chat template writes no date; leave it out";
+        return Err(config.settings.0.error("data.date", message).into());
+    }
+    Ok(())
 }
 
 /// The chat template of a tokenizer without one.

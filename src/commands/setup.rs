@@ -3,7 +3,7 @@
 use super::shape;
 use super::target::{Target, Weights, model_folder};
 use crate::config::{ConfigError, ModelConfig, Source};
-use crate::data::{ByteSource, SourceFile, TextTokenizer, local_files, select};
+use crate::data::{ByteSource, FileKind, NamedFiles, SourceFile, TextTokenizer, local_files, select};
 use crate::hub::{Hub, HubFile, Listing, RemoteFile, RepoId, RepoKind};
 use crate::model::{ModelShape, TextMarks, weights};
 use crate::params::Layout;
@@ -273,6 +273,17 @@ impl ByteSource for HubBytes {
 
 /// The files of `sources` that `globs` choose (no globs: every data file), sorted and without repeats in each source.
 pub fn source_files(sources: &[Source], globs: &[String], hub: &LazyHub, key: &str) -> Result<Vec<SourceFile>> {
+    chosen_files(sources, globs, NamedFiles::Taken, hub, key)
+}
+
+/// As [`source_files`]; `named` says whether the globs choose among files that are sources themselves too.
+pub fn chosen_files(
+    sources: &[Source],
+    globs: &[String],
+    named: NamedFiles,
+    hub: &LazyHub,
+    key: &str,
+) -> Result<Vec<SourceFile>> {
     let globs: Vec<Option<&str>> =
         if globs.is_empty() { vec![None] } else { globs.iter().map(|glob| Some(glob.as_str())).collect() };
     let mut files: Vec<SourceFile> = Vec::new();
@@ -282,7 +293,7 @@ pub fn source_files(sources: &[Source], globs: &[String], hub: &LazyHub, key: &s
         match source {
             Source::Path(path) => {
                 for glob in &globs {
-                    found.extend(local_files(path, *glob).with_context(context)?);
+                    found.extend(local_files(path, *glob, named).with_context(context)?);
                 }
             }
             Source::Hub(id) => {
@@ -305,6 +316,33 @@ pub fn source_files(sources: &[Source], globs: &[String], hub: &LazyHub, key: &s
         files.extend(found);
     }
     Ok(files)
+}
+
+/// Refuses `--files` beside a single file.
+pub fn refuse_idle_globs(source: &Source, globs: &[String]) -> Result<(), ConfigError> {
+    match source {
+        Source::Path(path) if path.is_file() && !globs.is_empty() => {
+            let path = path.display();
+            let message =
+                format!("it chooses among the files of a folder or data set, and {path} is one file: leave it out");
+            Err(ConfigError::flag("--files", message))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The column that texts are taken from where nothing else is said.
+pub const DEFAULT_COLUMN: &str = "text";
+
+/// Refuses a column of files without columns; `key` is what to name.
+pub fn refuse_idle_column(files: &[SourceFile], column: &str, key: &str) -> Result<(), ConfigError> {
+    let has_columns = files.iter().any(|file| matches!(file.kind, FileKind::Parquet | FileKind::Jsonl));
+    if column == DEFAULT_COLUMN || has_columns || files.is_empty() {
+        return Ok(());
+    }
+    let name = files[0].bytes.name();
+    let message = format!("{name} has no columns: {column:?} is one of parquet or JSON Lines; leave it out");
+    Err(ConfigError::flag(key, message))
 }
 
 /// The ids around a text, as the model's config.json names them.

@@ -1,9 +1,9 @@
 //! `vrtrain lab tokenizer`: a byte-level BPE trained on one's own texts, for small studies that need no 50,257 tokens.
 
 use super::Ending;
-use super::setup::{LazyHub, source_files};
+use super::setup::{LazyHub, refuse_idle_column, refuse_idle_globs, source_files};
 use crate::config::{ConfigError, Source};
-use crate::data::{DataSet, FileKind};
+use crate::data::DataSet;
 use crate::quickstart::tokenizer::{TokenizerError, save, train_with};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
@@ -17,9 +17,6 @@ pub struct Options {
     pub vocabulary: usize,
     pub out: PathBuf,
 }
-
-/// What `--text-column` is when it is left out.
-const DEFAULT_COLUMN: &str = "text";
 
 /// The 256 bytes and end of text.
 const SMALLEST: usize = 257;
@@ -41,17 +38,9 @@ pub fn run(options: &Options) -> Result<Ending> {
         return refuse("--out", format!("{} exists and is not an empty folder: give another", out.display()));
     }
     let source = Source::parse(data, Path::new(""));
-    if !files.is_empty() && matches!(&source, Source::Path(path) if path.is_file()) {
-        let message =
-            format!("it chooses among the files of a folder or data set, and {data} is one file: leave it out");
-        return refuse("--files", message);
-    }
+    refuse_idle_globs(&source, files)?;
     let found = source_files(&[source], files, &LazyHub::default(), "--data")?;
-    let has_columns = found.iter().any(|file| matches!(file.kind, FileKind::Parquet | FileKind::Jsonl));
-    if text_column != DEFAULT_COLUMN && !has_columns {
-        let message = format!("{data} has no columns: {text_column:?} is one of parquet or JSON Lines; leave it out");
-        return refuse("--text-column", message);
-    }
+    refuse_idle_column(&found, text_column, "--text-column")?;
     let texts = DataSet::open(found, text_column)?.texts()?;
     let trained = train_with(*vocabulary, texts.iter().map(String::as_str)).map_err(|error| match error {
         TokenizerError::SmallSample { found, .. } => ConfigError::flag(

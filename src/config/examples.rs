@@ -2,6 +2,7 @@
 
 use super::resolve::choice;
 use super::{ConfigError, Settings};
+use jiff::civil::Date;
 use toml::Value;
 
 /// What `data.format` other than "text" asks for.
@@ -18,8 +19,19 @@ pub struct ExamplesConfig {
 pub enum ExampleColumns {
     /// A prompt and its completion; `template` holds `{prompt}` and `{completion}`.
     Completion { prompt_column: String, completion_column: String, template: String },
-    /// A list of messages, or Open Assistant's exports.
-    Chat { messages_column: String },
+    /// A list of messages, or Open Assistant's exports; `date` is what a chat template that asks for the day is told, and
+    /// `None` until it is known whether it does.
+    Chat { messages_column: String, date: Option<Date> },
+}
+
+impl ExamplesConfig {
+    /// The day that the chat template is told, if there may be one.
+    pub fn date_mut(&mut self) -> Option<&mut Option<Date>> {
+        match &mut self.format {
+            ExampleColumns::Chat { date, .. } => Some(date),
+            ExampleColumns::Completion { .. } => None,
+        }
+    }
 }
 
 /// What becomes of an example that is longer than a row.
@@ -38,7 +50,7 @@ const TOO_LONG: [(&str, TooLong); 3] =
 
 /// Keys that one format alone takes.
 const COMPLETION_KEYS: &[&str] = &["data.prompt_column", "data.completion_column", "data.template"];
-const CHAT_KEYS: &[&str] = &["data.messages_column"];
+const CHAT_KEYS: &[&str] = &["data.messages_column", "data.date"];
 /// Keys that both of them take, and running text does not.
 const EXAMPLE_KEYS: &[&str] = &[
     "data.packing",
@@ -79,7 +91,10 @@ pub fn resolve(settings: &Settings) -> Result<Option<ExamplesConfig>, ConfigErro
             completion_column: text("data.completion_column", "completion"),
             template: text("data.template", "{prompt}{completion}"),
         },
-        Format::Chat => ExampleColumns::Chat { messages_column: text("data.messages_column", "messages") },
+        Format::Chat => ExampleColumns::Chat {
+            messages_column: text("data.messages_column", "messages"),
+            date: settings.date("data.date"),
+        },
     };
     Ok(Some(ExamplesConfig {
         format,
@@ -98,8 +113,10 @@ pub fn entries(examples: &ExamplesConfig) -> Vec<(&'static str, Value)> {
             ("data.completion_column", text(completion_column)),
             ("data.template", text(template)),
         ],
-        ExampleColumns::Chat { messages_column } => {
-            vec![("data.format", text("chat")), ("data.messages_column", text(messages_column))]
+        ExampleColumns::Chat { messages_column, date } => {
+            let mut entries = vec![("data.format", text("chat")), ("data.messages_column", text(messages_column))];
+            entries.extend(date.map(|date| ("data.date", text(&date.to_string()))));
+            entries
         }
     };
     let word = TOO_LONG.iter().find(|(_, value)| *value == examples.too_long).map_or("error", |(word, _)| word);

@@ -214,11 +214,39 @@ pub(super) fn data_source(settings: &Settings, key: &str, base: &Path) -> Result
     Ok(Some(DataSource::Files(sources)))
 }
 
+/// The globs that `key` gives, which choose among the files of `source` (what `source_key` gives). Beside files that are
+/// named one by one they have no meaning; those of the config go where the command line names such files instead.
+pub(super) fn globs(
+    settings: &Settings,
+    key: &str,
+    source_key: &str,
+    source: &DataSource,
+) -> Result<Vec<String>, ConfigError> {
+    let globs = settings.texts(key).unwrap_or_default();
+    let DataSource::Files(sources) = source else { return Ok(globs) };
+    let is_file = |source: &Source| matches!(source, Source::Path(path) if path.is_file());
+    if globs.is_empty() || !sources.iter().all(is_file) {
+        return Ok(globs);
+    }
+    if settings.is_assigned(source_key) && !settings.is_assigned(key) {
+        return Ok(Vec::new());
+    }
+    let (globs, file) = (globs.join(", "), &sources[0]);
+    let message = format!(
+        "`{key}` = {globs} chooses among the files of a folder or data set, and `{source_key}` = {file} is a file: leave \
+         it out"
+    );
+    Err(settings.error(key, message))
+}
+
 fn data(settings: &Settings, base: &Path) -> Result<DataConfig, ConfigError> {
     let Some(source) = data_source(settings, "data.source", base)? else {
         let message = "`data.source` is missing: give a hub data set (owner/name), a folder or files";
         return Err(ConfigError::flag("[data]", message));
     };
+    if source == DataSource::Quickstart {
+        refuse_idle_of_quickstart(settings)?;
+    }
     let validation_given =
         ["source", "files", "tokens", "examples"].iter().any(|key| settings.is_set(&format!("data.validation.{key}")));
     let validation = if validation_given {
@@ -227,7 +255,14 @@ fn data(settings: &Settings, base: &Path) -> Result<DataConfig, ConfigError> {
             None => 1 << 20,
         };
         let validation_source = data_source(settings, "data.validation.source", base)?;
-        let files = settings.texts("data.validation.files").unwrap_or_default();
+        if validation_source == Some(DataSource::Quickstart) {
+            let message = "`data.validation.source`: the quickstart's problems go with its own training alone";
+            return Err(settings.error("data.validation.source", message));
+        }
+        let files = match &validation_source {
+            Some(own) => globs(settings, "data.validation.files", "data.validation.source", own)?,
+            None => settings.texts("data.validation.files").unwrap_or_default(),
+        };
         if validation_source.is_none() && files.is_empty() && source != DataSource::Quickstart {
             let message = "`data.validation` needs `files` (a glob of the training source) or a `source` of its own";
             return Err(settings.error("data.validation.tokens", message));
@@ -238,8 +273,8 @@ fn data(settings: &Settings, base: &Path) -> Result<DataConfig, ConfigError> {
         None
     };
     Ok(DataConfig {
+        files: globs(settings, "data.files", "data.source", &source)?,
         source,
-        files: settings.texts("data.files").unwrap_or_default(),
         text_column: settings.text("data.text_column").unwrap_or("text").to_owned(),
         examples: super::examples::resolve(settings)?,
         shuffle: settings.truth("data.shuffle").unwrap_or(true),
@@ -247,6 +282,21 @@ fn data(settings: &Settings, base: &Path) -> Result<DataConfig, ConfigError> {
         cache_gib: within(settings, "data.cache_gib", 8.0, 0.0, 1e6)?,
         validation,
     })
+}
+
+/// Refuses keys that choose among files: the quickstart's data are generated.
+fn refuse_idle_of_quickstart(settings: &Settings) -> Result<(), ConfigError> {
+    let given = |key: &&str| settings.texts(key).is_some_and(|texts| !texts.is_empty());
+    // A resolved config says the default column.
+    let column = settings.text("data.text_column").filter(|column| *column != "text").map(|_| "data.text_column");
+    let idle = ["data.files", "data.validation.source", "data.validation.files"].into_iter().find(given).or(column);
+    match idle {
+        None => Ok(()),
+        Some(key) => {
+            let message = format!("`{key}` has no meaning for the quickstart, whose data are generated; leave it out");
+            Err(settings.error(key, message))
+        }
+    }
 }
 
 pub(super) fn schedule(settings: &Settings) -> Result<ScheduleConfig, ConfigError> {
@@ -331,9 +381,9 @@ fn train(settings: &Settings, data: &DataConfig) -> Result<TrainConfig, ConfigEr
             &[("none", Recompute::None), ("block", Recompute::Block)],
         )?,
         device: device(settings)?,
-        eval_every: settings.whole("train.eval_every").unwrap_or(0),
+        eval_every: eval_every(settings, data)?,
         sample_every: settings.whole("train.sample_every").unwrap_or(0),
-        sample_prompt: settings.text("train.sample_prompt").map(str::to_owned),
+        sample_prompt: sample_prompt(settings)?,
         checkpoint_every: settings.whole("train.checkpoint_every").unwrap_or(0),
         keep_last: positive(settings, "train.keep_last")?.unwrap_or(3),
         keep_best: keep_best(settings, data)?,
@@ -341,6 +391,26 @@ fn train(settings: &Settings, data: &DataConfig) -> Result<TrainConfig, ConfigEr
         exact_match_tokens: positive(settings, "train.exact_match_tokens")?.unwrap_or(256),
         tensorboard: settings.truth("train.tensorboard").unwrap_or(false),
     })
+}
+
+fn eval_every(settings: &Settings, data: &DataConfig) -> Result<u64, ConfigError> {
+    let key = "train.eval_every";
+    let every = settings.whole(key).unwrap_or(0);
+    if every > 0 && data.validation.is_none() {
+        let message =
+            format!("`{key}` = {every}, but there is nothing to evaluate on: set `data.validation`, or leave it out");
+        return Err(settings.error(key, message));
+    }
+    Ok(every)
+}
+
+fn sample_prompt(settings: &Settings) -> Result<Option<String>, ConfigError> {
+    let key = "train.sample_prompt";
+    // An explicit 0 switches off the samples of a config that has a prompt for them.
+    if settings.is_set(key) && !settings.is_set("train.sample_every") {
+        return Err(settings.error(key, format!("`{key}` has no meaning without `train.sample_every`")));
+    }
+    Ok(settings.text(key).map(str::to_owned))
 }
 
 /// The best checkpoint is kept where examples are trained on, unless the config says otherwise.

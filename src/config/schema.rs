@@ -13,6 +13,8 @@ pub enum Kind {
     Text,
     /// A string or a list of strings.
     Texts,
+    /// A day: TOML's date, or a string that reads like one.
+    Date,
     /// Any plain value: the optimizer that is chosen checks its own keys.
     Optimizer,
 }
@@ -26,6 +28,7 @@ impl Kind {
             Self::Truth => "true or false",
             Self::Text => "a string in quotes",
             Self::Texts => "a string in quotes or a list of such strings",
+            Self::Date => "a date like 2026-01-31",
             Self::Optimizer => "a number, a string in quotes, or true or false",
         }
     }
@@ -72,6 +75,7 @@ pub const KEYS: &[(&str, Kind)] = &[
     ("data.completion_column", Kind::Text),
     ("data.template", Kind::Text),
     ("data.messages_column", Kind::Text),
+    ("data.date", Kind::Date),
     ("data.packing", Kind::Truth),
     ("data.too_long", Kind::Text),
     ("data.shuffle", Kind::Truth),

@@ -2,6 +2,7 @@
 
 use super::ConfigError;
 use super::schema::{self, Kind};
+use jiff::civil::Date;
 use std::collections::BTreeMap;
 use std::path::Path;
 use toml::Value;
@@ -10,6 +11,12 @@ use toml::de::{DeTable, DeValue};
 /// Where a value was written, as an error message shows it: `gpt2.toml:14` or `--set optimizer.lr=1`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin(pub String);
+
+impl Origin {
+    fn is_assignment(&self) -> bool {
+        self.0.starts_with("--set")
+    }
+}
 
 /// The settings that the user gave, by full key (`train.steps`).
 #[derive(Clone, Debug, Default)]
@@ -63,7 +70,7 @@ impl Settings {
         let (key, text) = (key.trim(), text.trim());
         let value = match DeValue::parse(text) {
             Ok(value) => value.into_inner(),
-            Err(_) if matches!(schema::kind_of(key), Some(Kind::Text | Kind::Texts | Kind::Optimizer)) => {
+            Err(_) if matches!(schema::kind_of(key), Some(Kind::Text | Kind::Texts | Kind::Date | Kind::Optimizer)) => {
                 DeValue::String(text.to_owned().into())
             }
             Err(error) => {
@@ -95,8 +102,7 @@ impl Settings {
     /// A length given on the command line stands in place of the config's, in whichever unit that is; two given there
     /// still conflict.
     fn forget_lengths_of_the_file(&mut self) {
-        let given_there = |origin: &Origin| origin.0.starts_with("--set");
-        self.values.retain(|key, (_, origin)| !LENGTHS.contains(&key.as_str()) || given_there(origin));
+        self.values.retain(|key, (_, origin)| !LENGTHS.contains(&key.as_str()) || origin.is_assignment());
     }
 
     fn insert(&mut self, key: String, value: Value, origin: Origin) -> Result<(), ConfigError> {
@@ -112,6 +118,7 @@ impl Settings {
             Kind::Truth => value.is_bool(),
             Kind::Text => value.is_str(),
             Kind::Texts => value.is_str() || value.as_array().is_some_and(|list| list.iter().all(Value::is_str)),
+            Kind::Date => day(&value).is_some(),
             Kind::Optimizer => !matches!(value, Value::Table(_) | Value::Array(_) | Value::Datetime(_)),
         };
         if !fits {
@@ -130,6 +137,11 @@ impl Settings {
     /// Every key that was given, in alphabetical order.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         self.values.keys().map(String::as_str)
+    }
+
+    /// Whether the command line gives `key`.
+    pub fn is_assigned(&self, key: &str) -> bool {
+        self.values.get(key).is_some_and(|(_, origin)| origin.is_assignment())
     }
 
     pub fn is_set(&self, key: &str) -> bool {
@@ -157,6 +169,10 @@ impl Settings {
         self.values.get(key).and_then(|(value, _)| value.as_str())
     }
 
+    pub fn date(&self, key: &str) -> Option<Date> {
+        self.values.get(key).and_then(|(value, _)| day(value))
+    }
+
     /// One string or a list of them, as a list.
     pub fn texts(&self, key: &str) -> Option<Vec<String>> {
         let (value, _) = self.values.get(key)?;
@@ -177,7 +193,7 @@ impl Settings {
     /// A config's own paths are relative to its folder, `base`; this is where both meet.
     pub fn base_of(&self, key: &str, base: &Path) -> std::path::PathBuf {
         match self.values.get(key) {
-            Some((_, Origin(origin))) if origin.starts_with("--set") => std::path::PathBuf::new(),
+            Some((_, origin)) if origin.is_assignment() => std::path::PathBuf::new(),
             _ => base.to_owned(),
         }
     }
@@ -212,6 +228,17 @@ fn plain(value: DeValue<'_>, origin: &Origin) -> Result<Value, ConfigError> {
             Value::Table(entries.collect::<Result<_, _>>()?)
         }
     })
+}
+
+/// The day that a TOML date or a string names.
+fn day(value: &Value) -> Option<Date> {
+    let text = match value {
+        Value::String(text) => text.clone(),
+        Value::Datetime(date) => date.to_string(),
+        _ => return None,
+    };
+    // Parsing alone would pass over a time behind the date.
+    text.parse().ok().filter(|date: &Date| date.to_string() == text)
 }
 
 fn describe(value: &Value) -> String {
@@ -256,6 +283,10 @@ mod tests {
         let mut settings = Settings::from_toml("[optimizer]\nbeta3 = 1\n[train]\nsteps = 1_000\n", "run.toml")?;
         settings.set("optimizer.beta3=20")?;
         settings.set("train.dtype = bf16")?;
+        settings.set("data.date=2026-01-31")?;
+        assert_eq!(settings.date("data.date"), Some(jiff::civil::date(2026, 1, 31)));
+        assert!(settings.set("data.date=2026-02-30").is_err() && settings.set("data.date='31 Jan'").is_err());
+        assert!(settings.set("data.date=2026-01-31T10:00:00").is_err());
         settings.set("data.validation={tokens=5, files='*.txt'}")?;
         assert_eq!(settings.number("optimizer.beta3"), Some(20.0));
         assert_eq!(settings.whole("train.steps"), Some(1000));

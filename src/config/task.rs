@@ -1,6 +1,6 @@
 //! Configs of the laboratory's small tasks: `[task]` instead of `[model]`, otherwise the keys of every run.
 
-use super::resolve::{choice, data_source, duration, positive, schedule, within};
+use super::resolve::{choice, data_source, duration, globs, positive, schedule, within};
 use super::*;
 use toml::{Table, Value};
 
@@ -255,14 +255,15 @@ fn resolve(settings: Settings, name: &str, base: &Path) -> Result<TaskRunConfig,
             };
             let objectives =
                 [("cross_entropy", ImageObjective::CrossEntropy), ("squared_error", ImageObjective::SquaredError)];
+            let [training, validation] = [source("data.source")?, source("data.validation.source")?];
             Task::Images(ImageTask {
                 network,
                 objective: choice(&settings, "task.loss", ImageObjective::CrossEntropy, &objectives)?,
                 augment: settings.truth("task.augment").unwrap_or(true),
-                training: source("data.source")?,
-                training_files: settings.texts("data.files").unwrap_or_default(),
-                validation: source("data.validation.source")?,
-                validation_files: settings.texts("data.validation.files").unwrap_or_default(),
+                training_files: globs(&settings, "data.files", "data.source", &training)?,
+                training,
+                validation_files: globs(&settings, "data.validation.files", "data.validation.source", &validation)?,
+                validation,
                 examples: positive(&settings, "task.examples")?,
                 validation_examples: positive(&settings, "task.validation_examples")?,
             })

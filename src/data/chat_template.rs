@@ -47,6 +47,8 @@ pub struct ChatTemplate {
 const NAME: &str = "chat_template";
 /// Keys of special tokens in the tokenizer's files.
 const TOKENS: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+/// The function that tells a template the time.
+const CLOCK: &str = "strftime_now";
 /// What a template may cost, in instructions: a hundred times what a long conversation takes, and an end to any loop.
 const FUEL: u64 = 20_000_000;
 
@@ -99,13 +101,23 @@ impl ChatTemplate {
         environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
-        environment.add_function("strftime_now", |format: String| {
-            jiff::fmt::strtime::format(&format, &jiff::ZonedDateTime::now())
-                .map_err(|error| minijinja::Error::new(ErrorKind::InvalidOperation, error.to_string()))
-        });
+        environment.add_function(CLOCK, |format: String| written_time(&format, &jiff::ZonedDateTime::now()));
         let source = without_generation_marks(&source.into());
         environment.add_template_owned(NAME, source).map_err(|error| anyhow!("{error:#}"))?;
         Ok(Self { environment, special_tokens })
+    }
+
+    /// Whether what it writes depends on the day.
+    pub fn asks_for_the_date(&self) -> bool {
+        self.environment.get_template(NAME).is_ok_and(|template| template.source().contains(CLOCK))
+    }
+
+    /// The same template on a given day: to it, it is always that day's first moment.
+    pub fn on(mut self, date: jiff::civil::Date) -> Result<Self> {
+        let time =
+            date.to_zoned_datetime(jiff::tz::TimeZone::UTC).with_context(|| format!("{date} is not a usable date"))?;
+        self.environment.add_function(CLOCK, move |format: String| written_time(&format, &time));
+        Ok(self)
     }
 
     /// The conversation as text.
@@ -128,6 +140,12 @@ impl ChatTemplate {
         });
         rendered.context("the chat template cannot render this conversation")
     }
+}
+
+/// A time as a template asks for it.
+fn written_time(format: &str, time: &jiff::ZonedDateTime) -> Result<String, minijinja::Error> {
+    jiff::fmt::strtime::format(format, time)
+        .map_err(|error| minijinja::Error::new(ErrorKind::InvalidOperation, error.to_string()))
 }
 
 /// A JSON file; null where there is none.

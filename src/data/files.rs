@@ -2,7 +2,7 @@
 
 use super::bytes::{ByteSource, LocalFile};
 use anyhow::{Context, Result, bail, ensure};
-use globset::GlobBuilder;
+use globset::{GlobBuilder, GlobMatcher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -86,11 +86,29 @@ pub(super) fn extension(name: &str) -> Option<String> {
     Path::new(name).extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase)
 }
 
-/// The files of `source` (a file, or a folder searched to any depth), sorted by name; `glob` chooses among a folder's.
-pub fn local_files(source: &Path, glob: Option<&str>) -> Result<Vec<SourceFile>> {
+/// What a glob says of a file that a source names itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NamedFiles {
+    /// Nothing: whoever names a file wants it.
+    Taken,
+    /// Whether it is taken, as of a folder's files.
+    Chosen,
+}
+
+/// The files of `source` (a file, or a folder searched to any depth), sorted by name; `glob` chooses among a folder's,
+/// and `named` says whether it does of `source` itself.
+pub fn local_files(source: &Path, glob: Option<&str>, named: NamedFiles) -> Result<Vec<SourceFile>> {
     let metadata = std::fs::metadata(source).with_context(|| format!("cannot find the data {}", source.display()))?;
     if metadata.is_file() {
-        return Ok(vec![SourceFile::local(source)?]);
+        let taken = match glob {
+            // The folders of the glob are another source's.
+            Some(glob) if named == NamedFiles::Chosen => {
+                let name = source.file_name().unwrap_or_default();
+                matcher(glob.rsplit('/').next().unwrap_or(glob))?.is_match(name)
+            }
+            _ => true,
+        };
+        return if taken { Ok(vec![SourceFile::local(source)?]) } else { Ok(Vec::new()) };
     }
     let mut names = Vec::new();
     list(source, source, &mut Vec::new(), &mut names)?;
@@ -133,11 +151,7 @@ fn list(root: &Path, folder: &Path, above: &mut Vec<PathBuf>, names: &mut Vec<St
 pub fn select(names: &[String], glob: Option<&str>) -> Result<Vec<String>> {
     let mut chosen: Vec<String> = match glob {
         Some(pattern) => {
-            let matcher = GlobBuilder::new(pattern)
-                .literal_separator(true)
-                .build()
-                .with_context(|| format!("files = \"{pattern}\" is not a valid glob"))?
-                .compile_matcher();
+            let matcher = matcher(pattern)?;
             let last_part_only = !pattern.contains('/');
             let subject =
                 |name: &str| if last_part_only { name.rsplit('/').next() } else { Some(name) }.map(String::from);
@@ -166,6 +180,11 @@ pub fn select(names: &[String], glob: Option<&str>) -> Result<Vec<String>> {
         );
     }
     Ok(chosen)
+}
+
+fn matcher(pattern: &str) -> Result<GlobMatcher> {
+    let glob = GlobBuilder::new(pattern).literal_separator(true).build();
+    Ok(glob.with_context(|| format!("files = \"{pattern}\" is not a valid glob"))?.compile_matcher())
 }
 
 fn examples(names: &[String]) -> String {

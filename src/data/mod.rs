@@ -5,6 +5,7 @@
 
 mod bytes;
 mod chat_template;
+mod chat_tokens;
 mod cifar;
 mod data_set;
 mod document;
@@ -30,6 +31,7 @@ mod tests;
 
 pub use bytes::{ByteSource, LocalFile, MemoryFile};
 pub use chat_template::{ChatTemplate, Message, ReplyOpening};
+pub use chat_tokens::ChatTokenizer;
 pub use cifar::Images;
 pub use data_set::{DataSet, Summary};
 pub use document::{Document, Opening};
@@ -39,11 +41,11 @@ pub use examples::{
     Packing, Template, plain_template,
 };
 pub use feed::Feed;
-pub use files::{FileKind, SourceFile, local_files, select};
+pub use files::{FileKind, NamedFiles, SourceFile, local_files, select};
 pub use order::Order;
 pub use pass::{Basis, Pass};
 pub use position::{Identity, Position};
 pub use records::{Record, records};
 pub use stream::{Batch, StreamSettings, TokenStream};
-pub use tokenizer::TextTokenizer;
+pub use tokenizer::{TextEncoder, TextTokenizer};
 pub use validation::ValidationSet;

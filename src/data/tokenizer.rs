@@ -153,6 +153,11 @@ impl TextTokenizer {
         self.digest
     }
 
+    /// An encoder of texts one by one, as examples and evaluations take them.
+    pub fn text_encoder(&self) -> Result<TextEncoder> {
+        Ok(TextEncoder { beginning: self.beginning()?, plain: self.document_encoder()? })
+    }
+
     /// An encoder of training text.
     pub(super) fn document_encoder(&self) -> Result<DocumentEncoder> {
         let mut tokenizer = self.tokenizer.clone();
@@ -180,6 +185,25 @@ impl DocumentEncoder {
         }
         ids.extend_from_slice(encoding.get_ids());
         Ok(ids)
+    }
+}
+
+/// Encodes texts of the data: what looks like a special token in one is tokenized as the text it is.
+pub struct TextEncoder {
+    beginning: Vec<u32>,
+    plain: DocumentEncoder,
+}
+
+impl TextEncoder {
+    /// The ids of a text that nothing stands before: what the tokenizer itself puts there (LLaMA's begin-of-text; nothing
+    /// for GPT-2) comes first.
+    pub fn first(&self, text: &str) -> Result<Vec<u32>> {
+        Ok([self.beginning.clone(), self.plain.encode(text, false)?].concat())
+    }
+
+    /// The ids of a text that goes on.
+    pub fn next(&self, text: &str) -> Result<Vec<u32>> {
+        self.plain.encode(text, false)
     }
 }
 

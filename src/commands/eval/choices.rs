@@ -5,7 +5,7 @@ use super::samples::{Samples, check_is_new, digest};
 use super::{Options, Progress, Share};
 use crate::commands::target::Target;
 use crate::commands::{Ending, print_json};
-use crate::data::{Record, TextTokenizer};
+use crate::data::{Record, TextEncoder};
 use crate::eval::continuation::{Example, Score, score};
 use crate::eval::hellaswag::Item;
 use crate::model::Decoder;
@@ -22,13 +22,13 @@ const LAMBADA: Home = Home {
 
 /// HellaSwag: four endings a context.
 pub fn hellaswag(options: &Options) -> Result<Ending> {
-    let (target, tokenizer, rows) = open(options, &HELLASWAG)?;
+    let (target, encoder, rows) = open(options, &HELLASWAG)?;
     let items: Vec<Item> = rows.iter().map(item).collect::<Result<_>>()?;
     let mut examples = Vec::new();
     for item in &items {
-        let context = ids(&tokenizer, &item.context)?;
+        let context = ids(&encoder, &item.context)?;
         for ending in &item.endings {
-            examples.push(Example::new(&context, ids(&tokenizer, &format!("{} {ending}", item.context))?));
+            examples.push(Example::new(&context, ids(&encoder, &format!("{} {ending}", item.context))?));
         }
     }
     let scores = scored(options, &target, examples, "endings")?;
@@ -90,13 +90,13 @@ fn item(row: &Record) -> Result<Item> {
 
 /// LAMBADA: the last word of each text.
 pub fn lambada(options: &Options) -> Result<Ending> {
-    let (target, tokenizer, rows) = open(options, &LAMBADA)?;
+    let (target, encoder, rows) = open(options, &LAMBADA)?;
     let column = options.text_column.as_deref().unwrap_or("text");
     let (mut examples, mut texts) = (Vec::new(), Vec::new());
     for row in &rows {
         let text = row.text(column)?;
         let (context, _) = text.rsplit_once(' ').with_context(|| format!("{}: its text is one word", row.place()))?;
-        examples.push(Example::new(&ids(&tokenizer, context)?, ids(&tokenizer, text)?));
+        examples.push(Example::new(&ids(&encoder, context)?, ids(&encoder, text)?));
         texts.push(text);
     }
     let scores = scored(options, &target, examples, "texts")?;
@@ -133,8 +133,8 @@ pub fn lambada(options: &Options) -> Result<Ending> {
     Ok(Ending::Done)
 }
 
-/// The model, its tokenizer, and the first `--limit` rows.
-fn open(options: &Options, home: &Home) -> Result<(Target, TextTokenizer, Vec<Record>)> {
+/// The model, what makes ids of texts, and the first `--limit` rows.
+fn open(options: &Options, home: &Home) -> Result<(Target, TextEncoder, Vec<Record>)> {
     if let Some(path) = &options.samples {
         check_is_new(path)?;
     }
@@ -142,13 +142,13 @@ fn open(options: &Options, home: &Home) -> Result<(Target, TextTokenizer, Vec<Re
     let tokenizer = target.tokenizer()?;
     let tokenizer = tokenizer.with_context(|| format!("{} has no tokenizer, and the task is text", target.name))?;
     let mut rows = problems(options.data.as_deref(), &options.files, home)?;
-    rows.truncate(options.limit.unwrap_or(usize::MAX));
-    Ok((target, tokenizer, rows))
+    rows.truncate(super::limited(options, rows.len()));
+    Ok((target, tokenizer.text_encoder()?, rows))
 }
 
-/// The ids of a text as lm-evaluation-harness encodes one, begin-of-text included where the tokenizer adds it.
-fn ids(tokenizer: &TextTokenizer, text: &str) -> Result<Vec<u32>> {
-    tokenizer.encode_with_template(text)
+/// The ids of a text, begin-of-text included where the tokenizer adds it.
+fn ids(encoder: &TextEncoder, text: &str) -> Result<Vec<u32>> {
+    encoder.first(text)
 }
 
 /// The scores of the examples; one that is too long for the context loses its beginning, and is counted.

@@ -29,6 +29,7 @@ pub fn rows(data: &str, files: &[String], split: &[&str], flag: &'static str) ->
             ConfigError::flag(flag, format!("there is no file, folder or hub data set (owner/name) {data}")).into()
         );
     }
+    setup::refuse_idle_globs(&source, files)?;
     let hub = LazyHub::default();
     let sources = [source];
     let whole_file = matches!(&sources[0], Source::Path(path) if path.is_file());

@@ -6,7 +6,7 @@ use super::{Grader, Options, Progress, PromptStyle, Share};
 use crate::commands::target::Target;
 use crate::commands::{Ending, print_json};
 use crate::config::ConfigError;
-use crate::data::{ChatTemplate, Message, Record, ReplyOpening, Template, TextTokenizer};
+use crate::data::{ChatTemplate, ChatTokenizer, Message, Record, ReplyOpening, Template, TextTokenizer};
 use crate::eval::gsm8k::{Calculator, Exemplars, Problem, Prompts, Style, chain_of_thought_shots};
 use crate::generate::{
     Completion, End, Flow, Limits, Sampler, SamplingOptions, Scanned, SpecialTokens, StopScanner, TextStream,
@@ -62,7 +62,7 @@ pub fn run(options: &Options) -> Result<Ending> {
     let mut problems: Vec<Problem> =
         self::problems(options.data.as_deref(), &options.files, &GSM8K)?.iter().map(problem).collect::<Result<_>>()?;
     let plan = plan(options, &target, problems.len())?;
-    let limit = options.limit.unwrap_or(usize::MAX).min(problems.len());
+    let limit = super::limited(options, problems.len());
     let asked = ask(&plan, &problems, limit, &tokenizer, target.config.n_positions())?;
     problems.truncate(limit);
     let cut = asked.iter().filter(|asked| asked.cut > 0).count();
@@ -215,15 +215,17 @@ fn ask(
 ) -> Result<Vec<Asked>> {
     let mut prompts = Prompts::new(&plan.style, &plan.exemplars);
     let room = context - plan.max_new_tokens;
+    let (texts, chats) = (tokenizer.text_encoder()?, ChatTokenizer::new(tokenizer)?);
     (0..limit)
         .map(|index| {
             let mut prompt = prompts.next(problems, index);
             let mut ids = match &plan.chat {
                 Some(chat) => {
-                    prompt = chat.render(&[Message::new("user", prompt)], ReplyOpening::Add)?;
-                    tokenizer.encode(&prompt)?
+                    let messages = [Message::new("user", prompt)];
+                    prompt = chat.render(&messages, ReplyOpening::Add)?;
+                    chats.ids(chat, &messages, ReplyOpening::Add)?
                 }
-                None => tokenizer.encode_with_template(&prompt)?,
+                None => texts.first(&prompt)?,
             };
             let cut = ids.len().saturating_sub(room);
             ids.drain(..cut);

@@ -121,6 +121,15 @@ fn refuse_what_the_task_ignores(options: &Options) -> Result<(), ConfigError> {
     Ok(())
 }
 
+/// How many of the problems that there are `--limit` leaves.
+fn limited(options: &Options, there: usize) -> usize {
+    let limit = options.limit.unwrap_or(there);
+    if limit > there {
+        eprintln!("--limit {limit}: there are {there} problems, all of them are taken");
+    }
+    limit.min(there)
+}
+
 impl Task {
     fn word(self) -> &'static str {
         match self {

@@ -42,9 +42,11 @@ pub fn run(options: &Options) -> Result<Ending> {
         let message = format!("there is no file, folder or hub data set (owner/name) {data}");
         return Err(ConfigError::flag("--data", message).into());
     }
+    setup::refuse_idle_globs(&source, &options.files)?;
     let tokenizer = target.tokenizer()?;
     let files = setup::source_files(&[source], &options.files, &LazyHub::default(), "--data")?;
-    let column = options.text_column.as_deref().unwrap_or("text");
+    let column = options.text_column.as_deref().unwrap_or(setup::DEFAULT_COLUMN);
+    setup::refuse_idle_column(&files, column, "--text-column")?;
     let documents = documents_as_ids(files, column, tokenizer.as_ref(), target.config.vocab_size())?;
     let mut store = target.load()?;
     if options.precision == Precision::Bf16 {

@@ -23,9 +23,9 @@ struct Written<'a> {
 }
 
 impl<'a> Written<'a> {
-    fn new(tokenizer: Option<&'a TextTokenizer>, stops: &[String]) -> Result<Self> {
+    fn new(tokenizer: Option<&'a TextTokenizer>, prompt: &[u32], stops: &[String]) -> Result<Self> {
         let start = |tokenizer: &'a TextTokenizer| -> Result<_> {
-            let stream = TextStream::new(tokenizer.tokenizer(), SpecialTokens::Show);
+            let stream = TextStream::after(tokenizer.tokenizer(), SpecialTokens::Show, prompt)?;
             Ok((stream, StopScanner::new(stops.to_vec())?))
         };
         Ok(Self { text: tokenizer.map(start).transpose()?, collected: String::new(), stopped: false })
@@ -92,7 +92,7 @@ pub fn run(options: &Options, path: &Path) -> Result<Ending> {
     let mut next = 0;
     let mut on_end = |index: usize, completion: Completion| -> Result<()> {
         let text = written.borrow_mut()[index].take();
-        let text = text.map_or_else(|| Written::new(tokenizer, &[]), Ok)?.finish()?;
+        let text = text.map_or_else(|| Written::new(tokenizer, &prompts[index], &[]), Ok)?.finish()?;
         let object = json!({
             "index": index,
             "prompt": rows[index].get("prompt"),
@@ -127,7 +127,7 @@ pub fn run(options: &Options, path: &Path) -> Result<Ending> {
                 let slot = &mut written.borrow_mut()[index];
                 let written = match slot {
                     Some(written) => written,
-                    None => slot.insert(Written::new(tokenizer, &options.stop)?),
+                    None => slot.insert(Written::new(tokenizer, &prompts[index], &options.stop)?),
                 };
                 written.push(token)
             },

@@ -102,5 +102,9 @@ fn a_template_may_ask_for_the_date() -> Result<()> {
     let template = ChatTemplate::new("{{ strftime_now('%d %b %Y') }}", Vec::new())?;
     let date = template.render(&[], ReplyOpening::Omit)?;
     assert!(date.len() == 11 && date[7..].parse::<u16>()? >= 2024, "{date}");
+    assert!(template.asks_for_the_date());
+    let day = template.on(jiff::civil::date(2026, 1, 31))?;
+    assert_eq!(day.render(&[], ReplyOpening::Omit)?, "31 Jan 2026");
+    assert!(!ChatTemplate::new("{{ messages }}", Vec::new())?.asks_for_the_date());
     Ok(())
 }

@@ -65,11 +65,10 @@ pub fn encode(template: &Template, prompt: &str, completion: &str, encoder: &Enc
     if completion.is_empty() {
         return Ok(None);
     }
-    let mut ids = encoder.beginning.clone();
-    ids.extend(encoder.text(&template.question(prompt))?);
+    let mut ids = encoder.text.first(&template.question(prompt))?;
     // The first token of a text is predicted from nothing.
     let start = ids.len().max(1);
-    ids.extend(encoder.text(&template.answer(completion))?);
+    ids.extend(encoder.text.next(&template.answer(completion))?);
     ids.push(encoder.end);
     let end = ids.len();
     Ok((start < end).then(|| Example { ids, answers: std::iter::once(start..end).collect() }))

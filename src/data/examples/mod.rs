@@ -64,6 +64,8 @@ pub struct ExampleCounts {
     pub nulls: usize,
     /// Left out: they have no answer, or nothing of it was left after the cut.
     pub without_answer: usize,
+    /// Conversations whose last user turn, which has no reply, was taken off.
+    pub unanswered: usize,
     /// Left out for their length.
     pub dropped: usize,
     /// Cut at the row's length.
@@ -133,6 +135,7 @@ impl Examples {
             (counts.dropped, "left out: longer than a row"),
             (counts.without_answer, "left out: nothing to learn from"),
             (counts.nulls, "left out: a text is null"),
+            (counts.unanswered, "conversations without their last user turn, which has no reply"),
             (counts.unready_trees, "trees left out: not ready for export"),
             (counts.orphans, "messages left out: their parent is missing"),
         ] {

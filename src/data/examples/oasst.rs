@@ -50,7 +50,10 @@ pub fn threads(records: &[Record], counts: &mut ExampleCounts) -> Result<Vec<Thr
         while let Some(path) = paths.pop() {
             let node = &forest.nodes[path[path.len() - 1]];
             if node.replies.is_empty() {
-                threads.extend(forest.thread(&path, place)?);
+                let thread = forest.thread(&path, place)?;
+                counts.unanswered +=
+                    usize::from(thread.as_ref().is_some_and(|thread| thread.messages.len() < path.len()));
+                threads.extend(thread);
             }
             // The stack gives back last what was put first.
             paths.extend(node.replies.iter().rev().map(|&reply| [&path[..], &[reply]].concat()));

@@ -1,18 +1,18 @@
 //! From files to tokenised examples.
 
-use super::completion::Template;
+use super::chat::{self, Conversation};
+use super::completion::{self, Template};
 use super::oasst::{self, Thread};
-use super::{Example, ExampleCounts, Examples, chat, completion};
+use super::{Example, ExampleCounts, Examples};
 use crate::config::TooLong;
-use crate::data::chat_template::{ChatTemplate, Message};
+use crate::data::chat_template::ChatTemplate;
+use crate::data::chat_tokens::ChatTokenizer;
 use crate::data::files::SourceFile;
 use crate::data::records::{self, Columns, Record};
-use crate::data::tokenizer::{DocumentEncoder, TextTokenizer};
+use crate::data::tokenizer::{TextEncoder, TextTokenizer};
 use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
 use serde_json::{Map, Value};
-use std::collections::BTreeSet;
-use tokenizers::{PostProcessorWrapper, Tokenizer};
 
 /// What a record holds.
 pub enum ExampleFormat {
@@ -48,38 +48,23 @@ pub struct ExampleLimits {
 
 /// How texts become ids.
 pub struct Encoder {
-    /// What the tokenizer itself puts before a text (LLaMA's begin-of-text; nothing for GPT-2).
-    pub beginning: Vec<u32>,
+    pub text: TextEncoder,
+    pub chat: ChatTokenizer,
     /// Ends an answer.
     pub end: u32,
-    /// Ids of special tokens.
-    pub special: BTreeSet<u32>,
-    /// For rendered conversations: special tokens are recognised, none is added.
-    pub rendered: Tokenizer,
-    plain: DocumentEncoder,
 }
 
 impl Encoder {
     fn new(tokenizer: &TextTokenizer) -> Result<Self> {
-        let added = tokenizer.tokenizer().get_added_tokens_decoder();
-        let special = added.into_iter().filter(|(_, token)| token.special).map(|(id, _)| id).collect();
-        let mut rendered = tokenizer.tokenizer().clone();
-        // It would trim the places of tokens; the special tokens of a conversation are its template's.
-        rendered.with_post_processor(None::<PostProcessorWrapper>);
-        let (beginning, end) = (tokenizer.beginning()?, tokenizer.end_of_answer());
-        Ok(Self { beginning, end, special, rendered, plain: tokenizer.document_encoder()? })
-    }
-
-    /// A text of the data: what looks like a special token in it is tokenised as the text it is.
-    pub fn text(&self, text: &str) -> Result<Vec<u32>> {
-        self.plain.encode(text, false)
+        let (text, chat) = (tokenizer.text_encoder()?, ChatTokenizer::new(tokenizer)?);
+        Ok(Self { text, chat, end: tokenizer.end_of_answer() })
     }
 }
 
 /// A record's texts, and where it stands.
 enum Item {
     Completion { prompt: String, completion: String, place: String },
-    Chat { messages: Vec<Message>, place: String },
+    Chat { conversation: Conversation, place: String },
 }
 
 impl Examples {
@@ -109,8 +94,8 @@ impl Examples {
                     (Item::Completion { prompt, completion, .. }, ExampleFormat::Completion(format)) => {
                         completion::encode(&format.template, prompt, completion, &encoder)
                     }
-                    (Item::Chat { messages, .. }, ExampleFormat::Chat(format)) => {
-                        chat::encode(&format.template, messages, &encoder)
+                    (Item::Chat { conversation, .. }, ExampleFormat::Chat(format)) => {
+                        chat::encode(&format.template, conversation, &encoder.chat)
                     }
                     _ => unreachable!("items are of their format"),
                 };
@@ -244,20 +229,22 @@ fn chat_items(files: &[SourceFile], format: &ChatFormat, counts: &mut ExampleCou
     let first = records.first().map(Record::fields);
     if first.is_some_and(|fields| !fields.contains_key(column) && oasst::is_oasst(fields)) {
         let threads = oasst::threads(&records, counts)?;
-        return Ok(threads.into_iter().map(|Thread { messages, place }| Item::Chat { messages, place }).collect());
+        let item = |Thread { messages, place }| Item::Chat { conversation: Conversation::new(messages), place };
+        return Ok(threads.into_iter().map(item).collect());
     }
     let mut items = Vec::new();
     for record in &records {
         let place = record.place().to_owned();
-        let messages = match record.fields().get(column) {
+        let conversation = match record.fields().get(column) {
             Some(Value::Null) => {
                 counts.nulls += 1;
                 continue;
             }
-            Some(value) => chat::messages(value).with_context(|| format!("`{column}` in {place}"))?,
+            Some(value) => chat::conversation(value).with_context(|| format!("`{column}` in {place}"))?,
             None => bail!("{place} has no column `{column}` of messages; its columns are {}", columns(record.fields())),
         };
-        items.push(Item::Chat { messages, place });
+        counts.unanswered += usize::from(conversation.unanswered);
+        items.push(Item::Chat { conversation, place });
     }
     Ok(items)
 }

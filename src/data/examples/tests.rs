@@ -3,7 +3,8 @@
 use super::pack::{self, Packing};
 use super::*;
 use crate::config::TooLong;
-use crate::data::chat_template::ChatTemplate;
+use crate::data::chat_template::{ChatTemplate, Message, ReplyOpening};
+use crate::data::chat_tokens::ChatTokenizer;
 use crate::data::files::{FileKind, SourceFile};
 use crate::data::order::Order;
 use crate::data::{ChatFormat, CompletionFormat, ExampleFormat, ExampleLimits, MemoryFile, TextTokenizer};
@@ -161,6 +162,8 @@ fn plain_conversations_end_every_reply_with_the_end_token() -> Result<()> {
     let tokenizer = stories()?;
     let examples =
         Examples::read(&lines(&[json!({"messages": messages})]), &chat(&plain_template("</s>"))?, &tokenizer, LIMITS)?;
+    assert_eq!(examples.counts().unanswered, 1);
+    assert!(examples.describe().contains("1 conversations without their last user turn"), "{}", examples.describe());
     let example = &examples.list()[0];
     let text = |ids: &[u32]| tokenizer.decode(ids);
     // This tokenizer begins anew, with a space, after a special token.
@@ -169,6 +172,60 @@ fn plain_conversations_end_every_reply_with_the_end_token() -> Result<()> {
     let answers: Vec<String> =
         example.answers.iter().map(|answer| text(&example.ids[answer.clone()])).collect::<Result<_>>()?;
     assert_eq!(answers.iter().map(|answer| answer.trim_start()).collect::<Vec<_>>(), ["Hello</s>", "Ciao</s>"]);
+    Ok(())
+}
+
+#[test]
+fn a_reply_of_weight_0_is_read_and_not_learned() -> Result<()> {
+    let read = |weights: [Value; 2]| -> Result<Examples> {
+        let [first, second] = weights;
+        let messages = json!([
+            {"role": "user", "content": "Hi", "weight": null}, {"role": "assistant", "content": "Hello", "weight": first},
+            {"role": "user", "content": "Bye"}, {"role": "assistant", "content": "Ciao", "weight": second},
+        ]);
+        Examples::read(&lines(&[json!({"messages": messages})]), &chat(&plain_template("</s>"))?, &stories()?, LIMITS)
+    };
+    let (all, last) = (read([json!(1), json!(null)])?, read([json!(0), json!(1.0)])?);
+    let (all, last) = (&all.list()[0], &last.list()[0]);
+    assert_eq!(all.answers.len(), 2);
+    assert_eq!((&last.ids, &last.answers[..]), (&all.ids, &all.answers[1..]));
+    // Nothing that follows the last learned reply is needed.
+    let first = read([json!(1), json!(0)])?;
+    assert_eq!(first.list()[0].ids, all.ids[..all.answers[0].end]);
+    assert!(error(read([json!(0), json!(0)])).contains("1 left out: nothing to learn from"));
+    assert!(error(read([json!(0.5), json!(1)])).contains("message 2 has the `weight` 0.5: it must be 0"));
+    Ok(())
+}
+
+#[test]
+fn what_looks_like_a_special_token_is_text_unless_the_chat_template_writes_it() -> Result<()> {
+    let tokenizer = stories()?;
+    let end = tokenizer.end_of_answer();
+    let ends = |ids: &[u32]| ids.iter().filter(|&&id| id == end).count();
+    let question = json!({"question": "Is </s> an end?", "answer": "<s> no </s>"});
+    let completion = Examples::read(&lines(&[question]), &gsm8k()?, &tokenizer, LIMITS)?;
+    let completion = &completion.list()[0];
+    assert_eq!(ends(&completion.ids), 1, "the one that ends the answer");
+    // What an evaluation asks is what the model was trained on.
+    let asked = tokenizer.text_encoder()?.first("Question: Is </s> an end?\nAnswer: ")?;
+    assert_eq!(asked, completion.ids[..completion.answers[0].start]);
+
+    let said = |reply: &str| [Message::new("user", "Is </s> an end?"), Message::new("assistant", reply)];
+    let template = ChatTemplate::new(plain_template("</s>"), Vec::new())?;
+    let messages = json!({"messages": said("</s>")});
+    let conversation = Examples::read(&lines(&[messages]), &chat(&plain_template("</s>"))?, &tokenizer, LIMITS)?;
+    let conversation = &conversation.list()[0];
+    assert_eq!(ends(&conversation.ids), 1, "the template's own");
+    assert_eq!(conversation.answers[0].end, conversation.ids.len());
+    let asked = ChatTokenizer::new(&tokenizer)?.ids(&template, &said("")[..1], ReplyOpening::Add)?;
+    assert_eq!(asked, conversation.ids[..asked.len()]);
+    let unsaid = Examples::read(
+        &lines(&[json!({"messages": said("\u{fdd0}")})]),
+        &chat(&plain_template("</s>"))?,
+        &tokenizer,
+        LIMITS,
+    );
+    assert!(error(unsaid).contains("U+FDD0"));
     Ok(())
 }
 
@@ -198,6 +255,7 @@ fn records_that_teach_nothing_are_counted_and_wrong_ones_are_named() -> Result<(
         (json!({"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}), "must alternate"),
         (json!({"messages": [{"role": "assistant", "content": "a"}]}), "message 1 is of \"assistant\""),
         (json!({"messages": [{"role": "user"}]}), "message 1 has no texts"),
+        (json!({"messages": [{"role": "user", "content": "a", "weight": 1}]}), "only the assistant's turns"),
         (json!({"messages": "Hi"}), "not a list of messages"),
         (json!({"conversation": []}), "no column `messages`"),
         (json!({"messages": [{"role": "user", "content": "a"}]}), "no example"),

@@ -1,6 +1,6 @@
 //! Claims about files: parquet of pyarrow and of every kind of page is read as written, and damage is an error.
 
-use super::super::{Position, documents_as_ids, local_files};
+use super::super::{NamedFiles, Position, documents_as_ids, local_files};
 use super::*;
 use proptest::prelude::*;
 use std::path::Path;
@@ -173,7 +173,8 @@ fn the_documents_of_an_evaluation_have_no_tokens_added_and_a_long_text_is_one() 
     let read = |name: &str, bytes: &[u8], vocabulary_size| -> Result<Vec<Vec<u32>>> {
         let path = folder.path().join(name);
         std::fs::write(&path, bytes)?;
-        documents_as_ids(local_files(&path, None)?, "text", Some(&tokenizer), vocabulary_size)?.collect()
+        documents_as_ids(local_files(&path, None, NamedFiles::Taken)?, "text", Some(&tokenizer), vocabulary_size)?
+            .collect()
     };
     let story = "the tea of the day\n".repeat(60_000);
     assert!(story.len() > 1 << 20, "two units");
@@ -185,8 +186,11 @@ fn the_documents_of_an_evaluation_have_no_tokens_added_and_a_long_text_is_one() 
     assert_eq!(read("x.bin", &[1, 0, 2, 0], 260)?, [[1, 2]]);
     assert!(message(read("y.txt", b"the", 257)).contains("gives the id 257"));
     assert!(
-        message(documents_as_ids(local_files(&folder.path().join("x.txt"), None)?, "text", None, 260).map(drop))
-            .contains("no tokenizer")
+        message(
+            documents_as_ids(local_files(&folder.path().join("x.txt"), None, NamedFiles::Taken)?, "text", None, 260)
+                .map(drop)
+        )
+        .contains("no tokenizer")
     );
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Claims checked with real files outside the project, where VRTRAIN_SHARED names their folder.
 
-use super::super::local_files;
+use super::super::{NamedFiles, local_files};
 use super::*;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -30,7 +30,7 @@ fn first_epoch_digest(data: DataSet, tokenizer: &TextTokenizer, length: usize) -
 fn the_look_alike_of_fineweb_edu_gives_the_ids_that_python_gives() -> Result<()> {
     let Some(folder) = shared("hub/datasets/HuggingFaceFW/fineweb-edu") else { return Ok(()) };
     let Some(tokenizer) = shared("data/tokenizers/gpt2") else { return Ok(()) };
-    let data = DataSet::open(local_files(&folder, Some("sample/10BT/*.parquet"))?, "text")?;
+    let data = DataSet::open(local_files(&folder, Some("sample/10BT/*.parquet"), NamedFiles::Taken)?, "text")?;
     let summary = data.summary();
     assert_eq!((summary.files, summary.units, summary.documents), (4, Some(25), Some(3246)));
     let (tokens, digest) = first_epoch_digest(data, &TextTokenizer::load(&tokenizer)?, 1024)?;
@@ -45,7 +45,7 @@ fn the_look_alike_of_fineweb_edu_gives_the_ids_that_python_gives() -> Result<()>
 fn tiny_shakespeare_gives_the_ids_that_python_gives() -> Result<()> {
     let Some(file) = shared("data/tinyshakespeare/input.txt") else { return Ok(()) };
     let Some(tokenizer) = shared("data/tokenizers/gpt2/tokenizer.json") else { return Ok(()) };
-    let data = DataSet::open(local_files(&file, None)?, "text")?;
+    let data = DataSet::open(local_files(&file, None, NamedFiles::Taken)?, "text")?;
     assert_eq!(data.summary().units, Some(2));
     let (tokens, digest) = first_epoch_digest(data, &TextTokenizer::load(&tokenizer)?, 64)?;
     assert_eq!(tokens, 337_985);
@@ -58,7 +58,7 @@ fn a_pytorch_runs_token_file_gives_its_rows_in_order() -> Result<()> {
     let Some(file) = shared("golden/train/vradam/tokens.bin") else { return Ok(()) };
     let bytes = std::fs::read(&file)?;
     let ids: Vec<u32> = bytes.as_chunks().0.iter().map(|&id| u32::from(u16::from_le_bytes(id))).collect();
-    let data = Arc::new(DataSet::open(local_files(&file, None)?, "text")?);
+    let data = Arc::new(DataSet::open(local_files(&file, None, NamedFiles::Taken)?, "text")?);
     assert_eq!(data.rows(64), Some(320));
     let settings = StreamSettings { vocabulary_size: 65536, ..settings(64, Order::Sequential, 1) };
     let mut stream = TokenStream::open(data, None, &settings, None)?;
@@ -78,10 +78,10 @@ fn a_pytorch_runs_token_file_gives_its_rows_in_order() -> Result<()> {
 fn problems_in_json_lines_are_read_by_their_field() -> Result<()> {
     let Some(file) = shared("data/gsm8k/train.jsonl") else { return Ok(()) };
     let tokenizer = small_tokenizer()?;
-    let data = Arc::new(DataSet::open(local_files(&file, None)?, "question")?);
+    let data = Arc::new(DataSet::open(local_files(&file, None, NamedFiles::Taken)?, "question")?);
     let settings = settings(16, Order::Sequential, 1);
     let rows = all_rows(&mut TokenStream::open(data, Some(&tokenizer), &settings, None)?, 1)?;
     assert_eq!(rows.iter().flat_map(|row| &row[..16]).filter(|&&id| id == 259).count(), 7473);
-    assert!(message(DataSet::open(local_files(&file, None)?, "text")).contains("line 1"));
+    assert!(message(DataSet::open(local_files(&file, None, NamedFiles::Taken)?, "text")).contains("line 1"));
     Ok(())
 }
