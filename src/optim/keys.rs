@@ -110,6 +110,19 @@ pub(super) const GATE: &[Key] = &[
 
 pub(super) const SAM: &[Key] = &[number("sam_rho", 0.05, Allowed::Positive)];
 
+/// Keys that at 0 leave others without effect. No key is idle by more than one of them in any optimizer, but for the
+/// gate's, where the first counts.
+pub(super) const IDLE: &[(&str, &[&str])] = &[
+    // The gate stays open.
+    ("beta3", &["alpha1", "gate_source", "gate_scope", "gate_power"]),
+    ("alpha1", &["beta3", "gate_source", "gate_scope", "gate_power"]),
+    // There is no velocity to look ahead with.
+    ("momentum", &["nesterov"]),
+    // NAdam's momentum is a multiple of beta1.
+    ("beta1", &["psi"]),
+    ("weight_decay", &["decoupled_weight_decay"]),
+];
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Name {
     VrAdam,
