@@ -2,7 +2,7 @@
 
 use super::plot::{Chart, Scale, Series, Stroke};
 use super::problem::Problem;
-use super::sharpness::{Gradient, Spectrum, packed, preconditioner, spectrum};
+use super::sharpness::{Gradient, Hessian, Spectrum, packed, preconditioner, spectrum};
 use crate::optim::{OptimizerConfig, OptimizerState, Value};
 use crate::params::{Layout, ParameterStore, on_cpu};
 use crate::train::Journal;
@@ -90,7 +90,10 @@ pub fn measure(
 ) -> Result<Measurement> {
     let gradient = Gradient::new(layout, loss)?;
     let at = packed(layout, weights);
-    let run = |p: Option<&[f64]>| spectrum(&gradient, &at, p, settings.count, settings.iterations, settings.seed);
+    let &Settings { count, iterations, seed, .. } = settings;
+    let run = |preconditioner: Option<&[f64]>| {
+        spectrum(&Hessian { gradient: &gradient, point: &at, preconditioner, count, iterations, seed })
+    };
     let Spectrum { largest, residual, difference_error, .. } = run(None)?;
     let moment = optimizer.tensors.iter().find(|(name, _)| name == "second_moment");
     let preconditioned = match (settings.adam, moment) {
