@@ -1,9 +1,9 @@
 //! `vrtrain sharpness`: the largest eigenvalues of the Hessian at a run's checkpoints, beside the edges of stability.
 
-use super::setup::{LazyHub, read_model_config, source_files};
+use super::setup::read_model_config;
 use super::{Ending, print_json, task};
-use crate::config::{ConfigError, DataSource, RunConfig, Task, TaskRunConfig};
-use crate::data::{Batch, Feed, Images};
+use crate::config::{ConfigError, RunConfig, TaskRunConfig};
+use crate::data::{Batch, Feed};
 use crate::lab::problem::Problem;
 use crate::lab::sharpness::{DOUBTFUL, Loss, share_of_error};
 use crate::lab::tracking::{Measurement, Point, Settings, chart, measure};
@@ -70,12 +70,14 @@ pub fn run(options: &Options) -> Result<Ending> {
             return Err(ConfigError::flag("--sequence-length", message).into());
         }
         let prepared = task::prepare(TaskRunConfig::load(&stored, &[])?)?;
-        check_examples(&prepared.config.task, options.examples)?;
         problem = Some(prepared.problem);
         let problem: &dyn Problem = match &mut problem {
             Some(problem) => &**problem,
             None => bail!("no problem"),
         };
+        if let Some(why) = task::too_many_examples(problem, options.examples) {
+            return Err(ConfigError::flag("--examples", why).into());
+        }
         let loss = move |tensors: &[Tensor]| problem.twin(tensors, options.examples);
         let (layout, seed) = (Arc::clone(problem.layout()), prepared.config.seed);
         Subject { layout, optimizer: prepared.optimizer, seed, loss: Box::new(loss) }
@@ -180,32 +182,6 @@ fn language_model<'a>(run: &Path, stored: &Path, options: &Options) -> Result<Su
         Ok((sum / count as f64)?)
     };
     Ok(Subject { layout, optimizer, seed, loss: Box::new(loss) })
-}
-
-/// Walks a loss may be taken of at most; they are drawn, so that there is no other end to them.
-const MOST_WALKS: usize = 10_000_000;
-
-/// Refuses more examples than a small task has.
-fn check_examples(task: &Task, asked: usize) -> Result<()> {
-    let (there, what) = match task {
-        Task::GridWorld(_) => (MOST_WALKS, "walks are drawn at most"),
-        Task::Images(images) => {
-            let there = match (images.examples, &images.training) {
-                // Whoever prepared the task has counted them.
-                (Some(examples), _) => examples,
-                (None, DataSource::Files(sources)) => {
-                    let files = source_files(sources, &images.training_files, &LazyHub::default(), "data.source")?;
-                    Images::read(&files.into_iter().map(|file| file.bytes).collect::<Vec<_>>(), None)?.len()
-                }
-                (None, DataSource::Quickstart) => 0,
-            };
-            (there, "images are there to train on")
-        }
-    };
-    if asked > there {
-        return Err(ConfigError::flag("--examples", format!("{asked} are asked for, but only {there} {what}")).into());
-    }
-    Ok(())
 }
 
 /// The first `count` rows of the data, none of them twice.

@@ -176,6 +176,12 @@ pub fn refuse_unfit_optimizer(config: &TaskRunConfig, settings: &crate::config::
     Ok(())
 }
 
+/// What to say where a loss is asked for of more examples than the task has.
+pub fn too_many_examples(problem: &dyn Problem, asked: usize) -> Option<String> {
+    let (there, what) = problem.examples();
+    (asked > there).then(|| format!("{asked} are asked for, but only {there} {what}"))
+}
+
 /// Opens the data and checks everything that the config alone cannot tell.
 pub fn prepare(mut config: TaskRunConfig) -> Result<Prepared> {
     let settings = config.settings.0.clone();
@@ -217,6 +223,10 @@ pub fn prepare(mut config: TaskRunConfig) -> Result<Prepared> {
             (Box::new(problem), Some(epoch))
         }
     };
+    let key = "task.sharpness_examples";
+    if let Some(why) = config.sharpness.and_then(|sharpness| too_many_examples(&*problem, sharpness.examples)) {
+        return Err(settings.error(key, format!("`{key}`: {why}")).into());
+    }
     let steps = match (config.duration, epoch) {
         (Duration::Steps(steps), _) => steps,
         (Duration::Epochs(epochs), Some(images)) => {
