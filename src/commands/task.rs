@@ -107,6 +107,7 @@ pub fn run(options: &Options) -> Result<Ending> {
         tracker,
         interrupt: Interrupt::install()?,
         show: &mut show,
+        warn: &warn,
     };
     let outcome = run.train()?;
     let step = run.step;

@@ -109,13 +109,13 @@ pub struct Spectrum {
 impl Spectrum {
     /// The difference's estimated error as a share of the largest value.
     fn share_of_error(&self) -> f64 {
-        share_of_error(&self.largest, self.difference_error)
+        self.share(self.difference_error)
     }
-}
 
-/// The difference's estimated error as a share of the largest of `values`; above [`DOUBTFUL`] they are not to be trusted.
-pub fn share_of_error(values: &[f64], difference_error: f64) -> f64 {
-    difference_error / values.first().map_or(0.0, |value| value.abs()).max(f64::MIN_POSITIVE)
+    /// An error as a share of the largest value; above [`DOUBTFUL`] the values are not to be trusted.
+    pub fn share(&self, error: f64) -> f64 {
+        error / self.largest.first().map_or(0.0, |value| value.abs()).max(f64::MIN_POSITIVE)
+    }
 }
 
 /// The Hessian of a loss at `point`, or P^-1 H where `preconditioner` gives P, and how its eigenvalues are sought.
