@@ -234,7 +234,7 @@ impl Allowed {
         let fits = match (self, value) {
             // The kernels take it as f32.
             (Self::Positive, Value::Number(x)) => (*x as f32).is_finite() && *x as f32 > 0.0,
-            (Self::NonNegative, Value::Number(x)) => x.is_finite() && *x >= 0.0,
+            (Self::NonNegative, Value::Number(x)) => (*x as f32).is_finite() && *x >= 0.0,
             (Self::Fraction, Value::Number(x)) => (0.0..1.0).contains(x),
             (Self::Count, Value::Number(x)) => (1.0..=1e15).contains(x) && x.fract() == 0.0,
             (Self::Flag, Value::Bool(_)) => true,
@@ -243,7 +243,7 @@ impl Allowed {
         };
         let wanted = match self {
             Self::Positive => "it takes a number above 0, within the range of f32 (1.4e-45 to 3.4e38)".into(),
-            Self::NonNegative => "it takes a number from 0".into(),
+            Self::NonNegative => "it takes a number from 0, within the range of f32 (to 3.4e38)".into(),
             Self::Fraction => "it takes a number from 0 to below 1".into(),
             Self::Count => "it takes a whole number from 1".into(),
             Self::Flag => "it takes true or false".into(),
