@@ -72,6 +72,8 @@ fn a_missing_file_a_typo_and_a_conflict_are_config_errors() {
     refuses(&mut case.pretrain(&["optimizer.lr=-1"]), &folder, 2, &["lr"]);
     // 0 in f32, which would divide 0 by 0.
     refuses(&mut case.pretrain(&["optimizer.eps=1e-50"]), &folder, 2, &["eps", "f32"]);
+    // Infinite in f32.
+    refuses(&mut case.pretrain(&["optimizer.weight_decay=1e39"]), &folder, 2, &["weight_decay", "f32"]);
     refuses(&mut case.pretrain(&["train.grad_clip=-1"]), &folder, 2, &["train.grad_clip", "from 0 (0: off)"]);
     refuses(&mut case.pretrain(&["train.sequence_length=64"]), &folder, 2, &["sequence_length"]);
     refuses(&mut case.pretrain(&["schedule.warmup_steps=-1"]), &folder, 2, &["warmup_steps"]);
@@ -108,7 +110,8 @@ fn an_optimizer_key_that_another_makes_idle_is_told_once_and_does_not_stop_a_swe
     resume.args(["pretrain", "--resume", "--set", "train.steps=3", "--run-dir"]).arg(case.run_folder());
     assert_eq!(lines(&succeed(&mut resume)), [""; 0]);
     let path = case.run_folder().join("config.toml");
-    std::fs::write(&path, stored.replace("beta3 = 0.0", "beta3 = 0.0\nalpha1 = 5.0\ngate_power = 2.0")).expect("a config");
+    std::fs::write(&path, stored.replace("beta3 = 0.0", "beta3 = 0.0\nalpha1 = 5.0\ngate_power = 2.0"))
+        .expect("a config");
     let mut resume = vrtrain();
     resume.args(["pretrain", "--resume", "--set", "train.steps=4", "--run-dir"]).arg(case.run_folder());
     succeed(&mut resume);
@@ -135,6 +138,13 @@ fn a_card_is_refused_by_a_build_that_has_no_use_for_one() {
     let mut bench = vrtrain();
     bench.args(["bench", "optimizer", "--device", "cuda:0"]);
     refuses(&mut bench, &case.run_folder(), 2, &["--device", words[0], words[1]]);
+}
+
+#[test]
+fn a_model_that_is_not_there_cannot_be_benched() {
+    let mut bench = vrtrain();
+    bench.args(["bench", "train", "--init", "/no/such/model"]);
+    refuses(&mut bench, &Case::new().run_folder(), 2, &["--init", "/no/such/model"]);
 }
 
 #[test]
