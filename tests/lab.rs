@@ -120,7 +120,8 @@ fn sharpness_along_a_run_carries_its_doubts_and_more_examples_than_there_are_is_
     // One iteration finds a mean of the eigenvalues.
     let unsure = train("unsure", &["task.sharpness_iterations=1"]);
     let found = doubts("unsure");
-    let told: Vec<&str> = found.as_array().expect("doubts").iter().map(|doubt| doubt.as_str().expect("words")).collect();
+    let told: Vec<&str> =
+        found.as_array().expect("doubts").iter().map(|doubt| doubt.as_str().expect("words")).collect();
     assert!(told.len() == 2 && told[0].contains("H have not been found to the end"), "{told:?}");
     for doubt in told {
         assert!(stderr(&unsure).contains(&format!("warning: step 2: {doubt}")), "{}", stderr(&unsure));

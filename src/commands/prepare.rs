@@ -176,10 +176,7 @@ pub fn prepare(mut config: RunConfig, stored: Option<&Path>, counting: Counting<
 
 /// The optimizer's own checks; the config gets the complete list of its keys. With it: a line for each key that was given
 /// and has no effect.
-pub fn optimizer_of(
-    config: &mut OptimizerSettings,
-    settings: &Settings,
-) -> Result<(OptimizerConfig, Vec<String>)> {
+pub fn optimizer_of(config: &mut OptimizerSettings, settings: &Settings) -> Result<(OptimizerConfig, Vec<String>)> {
     let mut keys = Vec::new();
     for (key, value) in &config.keys {
         let value = match value {
