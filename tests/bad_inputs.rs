@@ -72,6 +72,8 @@ fn a_missing_file_a_typo_and_a_conflict_are_config_errors() {
     refuses(&mut case.pretrain(&["optimizer.lr=-1"]), &folder, 2, &["lr"]);
     // 0 in f32, which would divide 0 by 0.
     refuses(&mut case.pretrain(&["optimizer.eps=1e-50"]), &folder, 2, &["eps", "f32"]);
+    // Infinite in f32.
+    refuses(&mut case.pretrain(&["optimizer.weight_decay=1e39"]), &folder, 2, &["weight_decay", "f32"]);
     refuses(&mut case.pretrain(&["train.grad_clip=-1"]), &folder, 2, &["train.grad_clip", "from 0 (0: off)"]);
     refuses(&mut case.pretrain(&["train.sequence_length=64"]), &folder, 2, &["sequence_length"]);
     refuses(&mut case.pretrain(&["schedule.warmup_steps=-1"]), &folder, 2, &["warmup_steps"]);
@@ -88,6 +90,46 @@ fn a_missing_file_a_typo_and_a_conflict_are_config_errors() {
 }
 
 #[test]
+fn an_optimizer_key_that_another_makes_idle_is_told_once_and_does_not_stop_a_sweep() {
+    let case = Case::new();
+    let lines = |output: &std::process::Output| {
+        stderr(output).lines().filter(|line| line.starts_with("warning: ")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    // As in a sweep over beta3 with another key of the gate in the config; told even where all else is quiet.
+    let output = succeed(case.pretrain(&["optimizer.alpha1=5", "optimizer.beta3=0", "train.steps=2"]).arg("--quiet"));
+    let told = lines(&output);
+    assert_eq!(told.len(), 1, "{told:?}");
+    for word in ["--set optimizer.alpha1=5", "`optimizer.alpha1` has no effect while `optimizer.beta3` is 0"] {
+        assert!(told[0].contains(word), "{told:?}");
+    }
+    let stored = std::fs::read_to_string(case.run_folder().join("config.toml")).expect("a config");
+    assert!(stored.contains("beta3 = 0.0") && !stored.contains("alpha1"), "{stored}");
+
+    // Taken up: nothing has been given now. The config of an earlier version, with every key, is the same run.
+    let mut resume = vrtrain();
+    resume.args(["pretrain", "--resume", "--set", "train.steps=3", "--run-dir"]).arg(case.run_folder());
+    assert_eq!(lines(&succeed(&mut resume)), [""; 0]);
+    let path = case.run_folder().join("config.toml");
+    std::fs::write(&path, stored.replace("beta3 = 0.0", "beta3 = 0.0\nalpha1 = 5.0\ngate_power = 2.0"))
+        .expect("a config");
+    let mut resume = vrtrain();
+    resume.args(["pretrain", "--resume", "--set", "train.steps=4", "--run-dir"]).arg(case.run_folder());
+    succeed(&mut resume);
+    assert_eq!(metrics(&case.run_folder()).len(), 4);
+
+    let plan = |settings: &[&str]| {
+        let mut command = vrtrain();
+        command.args(["plan", "--json", "--tokens-per-s", "1", "--config"]).arg(small_config(case.folder.path(), 4, 2));
+        settings.iter().for_each(|setting| {
+            command.args(["--set", setting]);
+        });
+        lines(&succeed(&mut command)).len()
+    };
+    assert_eq!(plan(&["optimizer.beta3=0"]), 0);
+    assert_eq!(plan(&["optimizer.alpha1=0"]), 1);
+}
+
+#[test]
 #[cfg(not(feature = "cuda"))]
 fn a_card_is_refused_by_a_build_that_has_no_use_for_one() {
     let case = Case::new();
@@ -96,6 +138,13 @@ fn a_card_is_refused_by_a_build_that_has_no_use_for_one() {
     let mut bench = vrtrain();
     bench.args(["bench", "optimizer", "--device", "cuda:0"]);
     refuses(&mut bench, &case.run_folder(), 2, &["--device", words[0], words[1]]);
+}
+
+#[test]
+fn a_model_that_is_not_there_cannot_be_benched() {
+    let mut bench = vrtrain();
+    bench.args(["bench", "train", "--init", "/no/such/model"]);
+    refuses(&mut bench, &Case::new().run_folder(), 2, &["--init", "/no/such/model"]);
 }
 
 #[test]

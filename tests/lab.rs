@@ -98,6 +98,57 @@ fn a_small_task_resumed_ends_in_the_same_bits_and_measures_its_sharpness() {
 }
 
 #[test]
+fn sharpness_along_a_run_carries_its_doubts_and_more_examples_than_there_are_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = grid(folder.path());
+    let train = |name: &str, settings: &[&str]| {
+        let mut command = vrtrain();
+        command.args(["lab", "train", "--quiet", "--set", "train.steps=2", "--set", "task.sharpness_every=2"]);
+        settings.iter().for_each(|setting| {
+            command.args(["--set", setting]);
+        });
+        command.args(["--config", &config, "--run-dir"]).arg(folder.path().join(name));
+        run(&mut command)
+    };
+    let doubts = |name: &str| {
+        let lines = std::fs::read_to_string(folder.path().join(name).join("sharpness.jsonl")).expect("measurements");
+        serde_json::from_str::<Value>(lines.trim()).expect("one measurement")["doubts"].clone()
+    };
+    let sure = train("sure", &[]);
+    assert!(sure.status.success() && stderr(&sure).is_empty(), "{}", stderr(&sure));
+    assert_eq!(doubts("sure"), Value::Null);
+    // One iteration finds a mean of the eigenvalues.
+    let unsure = train("unsure", &["task.sharpness_iterations=1"]);
+    let found = doubts("unsure");
+    let told: Vec<&str> =
+        found.as_array().expect("doubts").iter().map(|doubt| doubt.as_str().expect("words")).collect();
+    assert!(told.len() == 2 && told[0].contains("H have not been found to the end"), "{told:?}");
+    for doubt in told {
+        assert!(stderr(&unsure).contains(&format!("warning: step 2: {doubt}")), "{}", stderr(&unsure));
+    }
+
+    let refused = train("refused", &["task.sharpness_examples=10000001"]);
+    assert_eq!(refused.status.code(), Some(2));
+    for word in ["--set task.sharpness_examples=10000001", "only 10000000 walks"] {
+        assert!(stderr(&refused).contains(word), "{}", stderr(&refused));
+    }
+    // CIFAR-10's records: a label and 3,072 bytes of colour; 20 of them.
+    let path = folder.path().join("images.bin");
+    let record = |label: u8| std::iter::once(label).chain((0..3072).map(move |i| (i * 7 % 251) as u8 ^ label));
+    std::fs::write(&path, (0..20).flat_map(|image| record(image % 10)).collect::<Vec<u8>>()).expect("images");
+    let text = "[task]\nname = \"cifar10-cnn\"\nbatch = 4\nsharpness_every = 1\nsharpness_examples = 21\n[data]\n\
+                source = \"images.bin\"\nvalidation = { source = \"images.bin\" }\n[optimizer]\nname = \"adamw\"\n\
+                [train]\nsteps = 1\n";
+    std::fs::write(folder.path().join("images.toml"), text).expect("a config");
+    let mut command = vrtrain();
+    command.current_dir(folder.path()).args(["lab", "train", "--config", "images.toml", "--run-dir", "images"]);
+    let refused = run(&mut command);
+    assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
+    assert!(stderr(&refused).contains("21 are asked for, but only 20 images"), "{}", stderr(&refused));
+    assert!(!folder.path().join("images").exists());
+}
+
+#[test]
 fn a_comparison_pairs_its_runs_and_goes_on_where_it_was_left() {
     let folder = tempfile::tempdir().expect("a folder");
     let (config, out) = (grid(folder.path()), folder.path().join("out"));

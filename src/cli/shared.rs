@@ -31,7 +31,7 @@ pub(super) struct RunArgs {
     /// Continue from the newest valid checkpoint of --run-dir.
     #[arg(long)]
     pub resume: bool,
-    /// No progress, only errors.
+    /// No progress, only errors and warnings.
     #[arg(long)]
     pub quiet: bool,
 }

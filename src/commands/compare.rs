@@ -2,7 +2,7 @@
 
 use super::study_base::{Base, absolute, beside, keys_of, refuse_seed, take_folder};
 use super::workers::{End, Finish, Job, Watch, is_divergence, run_all};
-use super::{Ending, print_json};
+use super::{Ending, print_json, warn};
 use crate::config::{ConfigError, Settings};
 use crate::lab::comparison::{Comparison, Outcome, RunResult, differing, is_of_data};
 use crate::optim::OptimizerConfig;
@@ -245,6 +245,7 @@ fn entrants(options: &Options) -> Result<Vec<Entrant>> {
     for entrant in &entrants {
         let base =
             entrant.base.check(&entrant.assignments).with_context(|| format!("the settings of {}", entrant.label))?;
+        warn(&base.warnings.iter().map(|warning| format!("{}: {warning}", entrant.label)).collect::<Vec<_>>());
         resolved.push((&entrant.label, base));
     }
     if bases.len() == 1 {

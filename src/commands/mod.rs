@@ -89,6 +89,11 @@ impl ConfigChoice {
     }
 }
 
+/// Says on stderr, whatever else is kept quiet, what is asked for and has no effect.
+fn warn(warnings: &[String]) {
+    warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+}
+
 /// Prints a value as one line of JSON on stdout.
 fn print_json(value: &serde_json::Value) -> anyhow::Result<()> {
     use std::io::Write;

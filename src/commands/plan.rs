@@ -4,7 +4,7 @@ use super::adapted::{Adapted, Base};
 use super::prepare::{Prepared, prepare};
 use super::run_length::Counting;
 use super::setup::Initial;
-use super::{ConfigChoice, Ending, doctor, print_json};
+use super::{ConfigChoice, Ending, doctor, print_json, warn};
 use crate::data::Basis;
 use crate::model::Extent;
 use crate::ops::product::Precision;
@@ -89,6 +89,7 @@ pub fn check_fits(bytes: usize) -> Result<()> {
 /// Prints the plan.
 pub fn run(options: &Options) -> Result<Ending> {
     let prepared = prepare(options.config.load()?, None, Counting::Estimated)?;
+    warn(&prepared.warnings);
     let (layout, own) = (prepared.layout()?, Layout::new(prepared.model.parameter_specs()));
     let (train, memory) = (&prepared.config.train, memory(&prepared, &layout)?);
     let flops = prepared.flops_per_token(&layout);

@@ -37,6 +37,8 @@ pub struct Prepared {
     pub precision: Precision,
     /// Lines about the choices that were made, with their reasons.
     pub reasons: Vec<String>,
+    /// What the config asks for and gets nothing of.
+    pub warnings: Vec<String>,
     /// What held-out problems are asked at each evaluation.
     pub exam: Option<Exam>,
     /// The chat template of a tokenizer that has none of its own.
@@ -87,7 +89,7 @@ pub fn prepare(mut config: RunConfig, stored: Option<&Path>, counting: Counting<
     let hub = LazyHub::with_cache_gib(config.data.cache_gib);
     let mut reasons = Vec::new();
     let settings = config.settings.0.clone();
-    let optimizer = optimizer_of(&mut config.optimizer, &settings)?;
+    let (optimizer, warnings) = optimizer_of(&mut config.optimizer, &settings)?;
     let device = device::choose(&mut config, &mut reasons)?;
     let precision = precision(&mut config, &device, &mut reasons)?;
 
@@ -166,14 +168,16 @@ pub fn prepare(mut config: RunConfig, stored: Option<&Path>, counting: Counting<
         device,
         precision,
         reasons,
+        warnings,
         exam,
         plain_chat_template,
         held_out,
     })
 }
 
-/// The optimizer's own checks; the config gets the complete list of its keys.
-pub fn optimizer_of(config: &mut OptimizerSettings, settings: &Settings) -> Result<OptimizerConfig> {
+/// The optimizer's own checks; the config gets the complete list of its keys. With it: a line for each key that was given
+/// and has no effect.
+pub fn optimizer_of(config: &mut OptimizerSettings, settings: &Settings) -> Result<(OptimizerConfig, Vec<String>)> {
     let mut keys = Vec::new();
     for (key, value) in &config.keys {
         let value = match value {
@@ -189,6 +193,11 @@ pub fn optimizer_of(config: &mut OptimizerSettings, settings: &Settings) -> Resu
         let key = format!("optimizer.{}", error.key.as_deref().unwrap_or("name"));
         settings.error(&key, error.to_string())
     })?;
+    let idle = optimizer.without_effect(&keys).into_iter().map(|(key, reason)| {
+        let key = format!("optimizer.{key}");
+        settings.error(&key, format!("`{key}` {reason}")).to_string()
+    });
+    let warnings = idle.collect();
     let resolved = optimizer.resolved().iter().map(|(key, value)| {
         let value = match value {
             Value::Number(number) => toml::Value::Float(*number),
@@ -198,7 +207,7 @@ pub fn optimizer_of(config: &mut OptimizerSettings, settings: &Settings) -> Resu
         ((*key).to_owned(), value)
     });
     config.keys = resolved.collect();
-    Ok(optimizer)
+    Ok((optimizer, warnings))
 }
 
 /// Chooses the precision of the products and writes down which one it became, and why.

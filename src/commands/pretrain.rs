@@ -1,11 +1,11 @@
 //! `vrtrain pretrain` and `vrtrain finetune`: resolve and check everything, then make the run folder and train.
 
 use super::adapted::{Adapted, refuse_changed_base};
-use super::prepare::{Prepared, TokenizerFiles, prepare};
+use super::prepare::{Prepared, TokenizerFiles, optimizer_of, prepare};
 use super::run_length::{self, Counting};
 use super::setup;
 use super::target::model_folder;
-use super::{ConfigChoice, Ending, device, print_json, quickstart};
+use super::{ConfigChoice, Ending, device, print_json, quickstart, warn};
 use crate::config::{ConfigError, ExamplesConfig, RunConfig, changed_mathematics};
 use crate::data::{Feed, ValidationSet};
 use crate::generate::{Limits, SamplingOptions, SpecialTokens, TextStream};
@@ -113,6 +113,7 @@ fn pretrain(options: &Options) -> Result<Ending> {
     Status::of_this_process(Phase::Running, prepared.steps).write(&path)?;
     let state = resumed.map(|(state, _)| state);
     let peak = peak(&prepared, &layout);
+    warn(&prepared.warnings);
     if verbosity == Verbosity::Normal {
         announce(&prepared, &layout, &path, validation.as_ref(), state.as_ref(), &peak);
     }
@@ -226,7 +227,10 @@ fn choose(options: &Options) -> Result<(RunConfig, Start, PathBuf)> {
 
 /// Refuses a config whose mathematics are not the stored one's, as far as `looked_at` chooses the keys.
 fn refuse_changed_mathematics(path: &Path, config: &RunConfig, looked_at: impl Fn(&str) -> bool) -> Result<()> {
-    let stored = RunConfig::load(&path.join("config.toml"), &[])?;
+    let mut stored = RunConfig::load(&path.join("config.toml"), &[])?;
+    // What its keys come to: an earlier version wrote down those without effect too.
+    let settings = stored.settings.0.clone();
+    optimizer_of(&mut stored.optimizer, &settings)?;
     let mut changed = changed_mathematics(&stored, config);
     changed.retain(|(key, _, _)| looked_at(key));
     if changed.is_empty() {

@@ -1,11 +1,11 @@
 //! `vrtrain sharpness`: the largest eigenvalues of the Hessian at a run's checkpoints, beside the edges of stability.
 
-use super::setup::{LazyHub, read_model_config, source_files};
-use super::{Ending, print_json, task};
-use crate::config::{ConfigError, DataSource, RunConfig, Task, TaskRunConfig};
-use crate::data::{Batch, Feed, Images};
+use super::setup::read_model_config;
+use super::{Ending, print_json, task, warn};
+use crate::config::{ConfigError, RunConfig, TaskRunConfig};
+use crate::data::{Batch, Feed};
 use crate::lab::problem::Problem;
-use crate::lab::sharpness::{DOUBTFUL, Loss, share_of_error};
+use crate::lab::sharpness::Loss;
 use crate::lab::tracking::{Measurement, Point, Settings, chart, measure};
 use crate::model::ModelShape;
 use crate::optim::OptimizerConfig;
@@ -70,12 +70,14 @@ pub fn run(options: &Options) -> Result<Ending> {
             return Err(ConfigError::flag("--sequence-length", message).into());
         }
         let prepared = task::prepare(TaskRunConfig::load(&stored, &[])?)?;
-        check_examples(&prepared.config.task, options.examples)?;
         problem = Some(prepared.problem);
         let problem: &dyn Problem = match &mut problem {
             Some(problem) => &**problem,
             None => bail!("no problem"),
         };
+        if let Some(why) = task::too_many_examples(problem, options.examples) {
+            return Err(ConfigError::flag("--examples", why).into());
+        }
         let loss = move |tensors: &[Tensor]| problem.twin(tensors, options.examples);
         let (layout, seed) = (Arc::clone(problem.layout()), prepared.config.seed);
         Subject { layout, optimizer: prepared.optimizer, seed, loss: Box::new(loss) }
@@ -101,7 +103,7 @@ pub fn run(options: &Options) -> Result<Ending> {
         if !options.json {
             show(&measurement, measured.is_empty());
         }
-        doubts(&measurement).iter().for_each(|doubt| eprintln!("warning: step {}: {doubt}", measurement.step));
+        warn(&measurement.warnings());
         measured.push(measurement);
     }
     let mut pictures = Vec::new();
@@ -182,32 +184,6 @@ fn language_model<'a>(run: &Path, stored: &Path, options: &Options) -> Result<Su
     Ok(Subject { layout, optimizer, seed, loss: Box::new(loss) })
 }
 
-/// Walks a loss may be taken of at most; they are drawn, so that there is no other end to them.
-const MOST_WALKS: usize = 10_000_000;
-
-/// Refuses more examples than a small task has.
-fn check_examples(task: &Task, asked: usize) -> Result<()> {
-    let (there, what) = match task {
-        Task::GridWorld(_) => (MOST_WALKS, "walks are drawn at most"),
-        Task::Images(images) => {
-            let there = match (images.examples, &images.training) {
-                // Whoever prepared the task has counted them.
-                (Some(examples), _) => examples,
-                (None, DataSource::Files(sources)) => {
-                    let files = source_files(sources, &images.training_files, &LazyHub::default(), "data.source")?;
-                    Images::read(&files.into_iter().map(|file| file.bytes).collect::<Vec<_>>(), None)?.len()
-                }
-                (None, DataSource::Quickstart) => 0,
-            };
-            (there, "images are there to train on")
-        }
-    };
-    if asked > there {
-        return Err(ConfigError::flag("--examples", format!("{asked} are asked for, but only {there} {what}")).into());
-    }
-    Ok(())
-}
-
 /// The first `count` rows of the data, none of them twice.
 fn first_rows(feed: &mut Feed, count: usize) -> Result<Batch> {
     let mut all: Option<Batch> = None;
@@ -237,25 +213,6 @@ fn first_rows(feed: &mut Feed, count: usize) -> Result<Batch> {
     all.context("no row was asked for")
 }
 
-/// Why values are not to be trusted.
-fn doubts(measurement: &Measurement) -> Vec<String> {
-    let preconditioned = measurement.preconditioned.as_deref().zip(measurement.preconditioned_difference_error);
-    let spectra = [("H", Some((&measurement.sharpness[..], measurement.difference_error))), ("P^-1 H", preconditioned)];
-    let found = spectra.into_iter().filter_map(|(name, spectrum)| {
-        let (values, error) = spectrum?;
-        let share = share_of_error(values, error);
-        (share > DOUBTFUL).then(|| {
-            format!(
-                "the eigenvalues of {name} are not to be trusted: the estimated error of the difference is {error:.1e}, \
-                 {:.0}% of the largest; the gradient jumps very near these weights, as at a kink of ReLU, where the loss \
-                 has no Hessian",
-                100.0 * share
-            )
-        })
-    });
-    found.collect()
-}
-
 fn show(measurement: &Measurement, first: bool) {
     let Measurement { step, eta, sharpness, residual, difference_error, .. } = measurement;
     if first {
@@ -275,32 +232,4 @@ fn show(measurement: &Measurement, first: bool) {
         "  edges    2/eta {:.4}; with momentum {:.4} ungated, {:.4} gated",
         measurement.edge_descent, measurement.edge_momentum, measurement.edge_gated
     );
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn values_with_a_large_error_are_doubted_and_others_are_not() {
-        let mut measurement = Measurement {
-            step: 5,
-            lr: 1e-3,
-            eta: 1e-3,
-            sharpness: vec![61.5, 2.0],
-            residual: 4e-20,
-            difference_error: 36.0,
-            preconditioned: Some(vec![100.0]),
-            preconditioned_residual: Some(0.0),
-            preconditioned_difference_error: Some(1.0),
-            edge_descent: 2e3,
-            edge_momentum: 3.8e4,
-            edge_gated: 3.8e4,
-        };
-        let found = doubts(&measurement);
-        assert_eq!(found.len(), 1);
-        assert!(found[0].contains("of H are not to be trusted") && found[0].contains("59%"), "{found:?}");
-        measurement.difference_error = 1e-3;
-        assert!(doubts(&measurement).is_empty());
-    }
 }

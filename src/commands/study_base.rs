@@ -47,6 +47,8 @@ pub struct Base {
     runner: Runner,
     /// What the command line sets in `[optimizer]`: it holds for every optimizer that the config is given.
     optimizer_assignments: Vec<String>,
+    /// What [`Self::check`] found to have no effect.
+    pub warnings: Vec<String>,
 }
 
 impl Base {
@@ -92,7 +94,7 @@ impl Base {
             key == "optimizer" || key.starts_with("optimizer.") && key != "optimizer.name"
         };
         let optimizer_assignments = assignments.iter().filter(of_optimizer).cloned().collect();
-        Ok(Self { name: name.to_owned(), text, runner, optimizer_assignments })
+        Ok(Self { name: name.to_owned(), text, runner, optimizer_assignments, warnings: Vec::new() })
     }
 
     /// The number that the resolved config gives `key`, if it is there.
@@ -142,8 +144,8 @@ impl Base {
             }
             (config.to_toml(), config.optimizer)
         };
-        super::prepare::optimizer_of(&mut optimizer, &settings)?;
-        Ok(Self { text, ..self.clone() })
+        let (_, warnings) = super::prepare::optimizer_of(&mut optimizer, &settings)?;
+        Ok(Self { text, warnings, ..self.clone() })
     }
 
     /// A run of the config at `config` (this one's text, or of the same kind) in the folder `run`; it goes on where it

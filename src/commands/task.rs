@@ -1,7 +1,7 @@
 //! `vrtrain lab train`: one run of a small task, with the run folder, resume and exit codes of `pretrain`.
 
 use super::setup::{LazyHub, source_files};
-use super::{Ending, print_json};
+use super::{Ending, print_json, warn};
 use crate::config::{ConfigError, DataSource, Duration, Task, TaskRunConfig};
 use crate::data::Images;
 use crate::lab::grid_problem::GridProblem;
@@ -39,6 +39,8 @@ pub struct Prepared {
     pub optimizer: OptimizerConfig,
     pub schedule: Schedule,
     pub steps: u64,
+    /// What the config asks for and gets nothing of.
+    pub warnings: Vec<String>,
 }
 
 /// Trains, and says how that ended.
@@ -47,7 +49,7 @@ pub fn run(options: &Options) -> Result<Ending> {
     let mut prepared = prepare(config)?;
     let newest = if resume { newest_checkpoint(&path, &prepared.config)? } else { None };
     let loaded = newest.map(|folder| trainer::load(&folder, &mut *prepared.problem)).transpose()?;
-    let Prepared { config, problem, optimizer: settings, schedule, steps } = prepared;
+    let Prepared { config, problem, optimizer: settings, schedule, steps, warnings } = prepared;
     let step = loaded.as_ref().map_or(0, |loaded| loaded.state.step);
     if step >= steps {
         eprintln!("{} is finished: {step} of {steps} steps are done", path.display());
@@ -70,6 +72,7 @@ pub fn run(options: &Options) -> Result<Ending> {
     if step == 0 {
         folder.write_initial_hash(&store)?;
     }
+    warn(&warnings);
     if !options.quiet {
         eprintln!("run        {}", path.display());
         eprintln!("task       {}: {} parameters", config.task.word(), short(layout.count() as f64));
@@ -104,6 +107,7 @@ pub fn run(options: &Options) -> Result<Ending> {
         tracker,
         interrupt: Interrupt::install()?,
         show: &mut show,
+        warn: &warn,
     };
     let outcome = run.train()?;
     let step = run.step;
@@ -173,10 +177,16 @@ pub fn refuse_unfit_optimizer(config: &TaskRunConfig, settings: &crate::config::
     Ok(())
 }
 
+/// What to say where a loss is asked for of more examples than the task has.
+pub fn too_many_examples(problem: &dyn Problem, asked: usize) -> Option<String> {
+    let (there, what) = problem.examples();
+    (asked > there).then(|| format!("{asked} are asked for, but only {there} {what}"))
+}
+
 /// Opens the data and checks everything that the config alone cannot tell.
 pub fn prepare(mut config: TaskRunConfig) -> Result<Prepared> {
     let settings = config.settings.0.clone();
-    let optimizer = super::prepare::optimizer_of(&mut config.optimizer, &settings)?;
+    let (optimizer, warnings) = super::prepare::optimizer_of(&mut config.optimizer, &settings)?;
     let (problem, epoch): (Box<dyn Problem>, Option<usize>) = match &config.task {
         Task::GridWorld(grid) => {
             refuse_unfit_optimizer(&config, &settings)?;
@@ -214,6 +224,10 @@ pub fn prepare(mut config: TaskRunConfig) -> Result<Prepared> {
             (Box::new(problem), Some(epoch))
         }
     };
+    let key = "task.sharpness_examples";
+    if let Some(why) = config.sharpness.and_then(|sharpness| too_many_examples(&*problem, sharpness.examples)) {
+        return Err(settings.error(key, format!("`{key}`: {why}")).into());
+    }
     let steps = match (config.duration, epoch) {
         (Duration::Steps(steps), _) => steps,
         (Duration::Epochs(epochs), Some(images)) => {
@@ -224,11 +238,14 @@ pub fn prepare(mut config: TaskRunConfig) -> Result<Prepared> {
     let horizon = config.schedule.steps.unwrap_or(steps);
     config.schedule.steps = Some(horizon);
     let schedule = super::prepare::schedule_of(&config.schedule, &settings, horizon)?;
-    Ok(Prepared { config, problem, optimizer, schedule, steps })
+    Ok(Prepared { config, problem, optimizer, schedule, steps, warnings })
 }
 
 fn newest_checkpoint(path: &Path, config: &TaskRunConfig) -> Result<Option<PathBuf>> {
-    let stored = TaskRunConfig::load(&path.join("config.toml"), &[])?;
+    let mut stored = TaskRunConfig::load(&path.join("config.toml"), &[])?;
+    // What its keys come to: an earlier version wrote down those without effect too.
+    let settings = stored.settings.0.clone();
+    super::prepare::optimizer_of(&mut stored.optimizer, &settings)?;
     let changed = stored.changed_mathematics(config);
     if !changed.is_empty() {
         let list: Vec<String> = changed.iter().map(|(key, old, new)| format!("{key}: {old} -> {new}")).collect();

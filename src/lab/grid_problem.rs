@@ -11,6 +11,9 @@ use candle_core::Tensor;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
 
+/// Walks a loss may be taken of at most; they are drawn, so that there is no other end to them.
+const MOST_WALKS: usize = 10_000_000;
+
 /// The network and its walks.
 pub struct GridProblem {
     layout: Arc<Layout>,
@@ -45,6 +48,10 @@ impl Problem for GridProblem {
 
     fn batch(&self) -> usize {
         self.walks
+    }
+
+    fn examples(&self) -> (usize, &'static str) {
+        (MOST_WALKS, "walks are drawn at most")
     }
 
     fn data_hash(&self) -> &str {

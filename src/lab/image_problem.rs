@@ -166,6 +166,10 @@ impl Problem for ImageProblem {
         self.batch
     }
 
+    fn examples(&self) -> (usize, &'static str) {
+        (self.training.len(), "images are there to train on")
+    }
+
     fn data_hash(&self) -> &str {
         &self.data_hash
     }
@@ -242,10 +246,10 @@ impl Problem for ImageProblem {
     }
 
     fn twin(&self, tensors: &[Tensor], examples: usize) -> Result<Tensor> {
-        let count = examples.min(self.training.len());
-        let (inputs, labels) = plain(&self.training, 0..count);
+        ensure!(examples <= self.training.len(), "{examples} images are more than the {}", self.training.len());
+        let (inputs, labels) = plain(&self.training, 0..examples);
         let sum = images::twin_loss(self.architecture, self.objective, &self.layout, tensors, &inputs, &labels)?;
-        Ok((sum / count as f64)?)
+        Ok((sum / examples as f64)?)
     }
 }
 

@@ -37,6 +37,9 @@ pub trait Problem {
     /// Examples of a step.
     fn batch(&self) -> usize;
 
+    /// How many training examples [`Self::twin`] can take, and what they are.
+    fn examples(&self) -> (usize, &'static str);
+
     /// SHA-256 of the data that batches are made of, in hexadecimal.
     fn data_hash(&self) -> &str;
 

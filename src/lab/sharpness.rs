@@ -109,30 +109,34 @@ pub struct Spectrum {
 impl Spectrum {
     /// The difference's estimated error as a share of the largest value.
     fn share_of_error(&self) -> f64 {
-        share_of_error(&self.largest, self.difference_error)
+        self.share(self.difference_error)
+    }
+
+    /// An error as a share of the largest value; above [`DOUBTFUL`] the values are not to be trusted.
+    pub fn share(&self, error: f64) -> f64 {
+        error / self.largest.first().map_or(0.0, |value| value.abs()).max(f64::MIN_POSITIVE)
     }
 }
 
-/// The difference's estimated error as a share of the largest of `values`; above [`DOUBTFUL`] they are not to be trusted.
-pub fn share_of_error(values: &[f64], difference_error: f64) -> f64 {
-    difference_error / values.first().map_or(0.0, |value| value.abs()).max(f64::MIN_POSITIVE)
+/// The Hessian of a loss at `point`, or P^-1 H where `preconditioner` gives P, and how its eigenvalues are sought.
+pub struct Hessian<'a> {
+    pub gradient: &'a Gradient<'a>,
+    pub point: &'a [f64],
+    pub preconditioner: Option<&'a [f64]>,
+    /// How many of the largest eigenvalues are wanted, and after how many of Lanczos' iterations.
+    pub count: usize,
+    pub iterations: usize,
+    pub seed: u64,
 }
 
-/// The `count` largest eigenvalues of the Hessian at `point`, or with `preconditioner` P of P^-1 H.
+/// Its largest eigenvalues.
 ///
 /// # Errors
 /// When a product is not finite.
-pub fn spectrum(
-    gradient: &Gradient,
-    point: &[f64],
-    preconditioner: Option<&[f64]>,
-    count: usize,
-    iterations: usize,
-    seed: u64,
-) -> Result<Spectrum> {
+pub fn spectrum(hessian: &Hessian) -> Result<Spectrum> {
     let mut best: Option<Spectrum> = None;
     for step in STEPS {
-        let found = spectrum_by(step, gradient, point, preconditioner, count, iterations, seed)?;
+        let found = spectrum_by(step, hessian)?;
         let share = found.share_of_error();
         if best.as_ref().is_none_or(|best| share < best.share_of_error()) {
             best = Some(found);
@@ -145,15 +149,8 @@ pub fn spectrum(
 }
 
 /// [`spectrum`] by differences over `step`.
-fn spectrum_by(
-    step: f64,
-    gradient: &Gradient,
-    point: &[f64],
-    preconditioner: Option<&[f64]>,
-    count: usize,
-    iterations: usize,
-    seed: u64,
-) -> Result<Spectrum> {
+fn spectrum_by(step: f64, hessian: &Hessian) -> Result<Spectrum> {
+    let &Hessian { gradient, point, preconditioner, count, iterations, seed } = hessian;
     ensure!(!point.is_empty(), "a model without parameters has no Hessian");
     let roots: Option<Vec<f64>> = preconditioner.map(|p| p.iter().map(|p| 1.0 / p.sqrt()).collect());
     let scale = |vector: &[f64]| match &roots {
@@ -347,7 +344,8 @@ mod tests {
             }
             let (mut dense, _) = symmetric_eigen(&matrix);
             dense.sort_by(|a, b| b.total_cmp(a));
-            let found = spectrum(&gradient, &point, preconditioner, 3, 30, 7)?;
+            let (gradient, point) = (&gradient, &point[..]);
+            let found = spectrum(&Hessian { gradient, point, preconditioner, count: 3, iterations: 30, seed: 7 })?;
             for (found, dense) in found.largest.iter().zip(&dense) {
                 assert!((found / dense - 1.0).abs() < 1e-4, "{found} {dense}");
             }
@@ -367,8 +365,9 @@ mod tests {
             let bend = ((x.narrow(0, 0, 1)? - kink)?.abs()?.sum_all()? * slope)?;
             Ok((bowl + bend)?)
         })?;
-        let first = spectrum_by(STEPS[0], &gradient, &[0.0; 4], None, 2, 4, seed)?;
-        Ok([spectrum(&gradient, &[0.0; 4], None, 2, 4, seed)?, first])
+        let (gradient, point, preconditioner) = (&gradient, &[0.0; 4], None);
+        let hessian = Hessian { gradient, point, preconditioner, count: 2, iterations: 4, seed };
+        Ok([spectrum(&hessian)?, spectrum_by(STEPS[0], &hessian)?])
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::plot::{Chart, Scale, Series, Stroke};
 use super::problem::Problem;
-use super::sharpness::{Gradient, Spectrum, packed, preconditioner, spectrum};
+use super::sharpness::{DOUBTFUL, Gradient, Hessian, Spectrum, packed, preconditioner, spectrum};
 use crate::optim::{OptimizerConfig, OptimizerState, Value};
 use crate::params::{Layout, ParameterStore, on_cpu};
 use crate::train::Journal;
@@ -45,6 +45,41 @@ pub struct Measurement {
     pub edge_momentum: f64,
     /// The same at the gated rate.
     pub edge_gated: f64,
+    /// Why some of the eigenvalues are not to be trusted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub doubts: Vec<String>,
+}
+
+impl Measurement {
+    /// The doubts as a person is told of them.
+    pub fn warnings(&self) -> Vec<String> {
+        self.doubts.iter().map(|doubt| format!("step {}: {doubt}", self.step)).collect()
+    }
+}
+
+/// Why the eigenvalues of `name` are not to be trusted.
+fn doubts(name: &str, spectrum: &Spectrum, iterations: usize) -> Vec<String> {
+    let Spectrum { residual, difference_error, .. } = *spectrum;
+    let mut doubts = Vec::new();
+    let mut doubt = |error: f64, text: &dyn Fn(&str) -> String| {
+        let share = spectrum.share(error);
+        if share > DOUBTFUL || share.is_nan() {
+            doubts.push(text(&format!("{error:.1e}, {:.0}% of the largest", 100.0 * share)));
+        }
+    };
+    doubt(difference_error, &|error| {
+        format!(
+            "the eigenvalues of {name} are not to be trusted: the estimated error of the difference is {error}; the \
+             gradient jumps very near these weights, as at a kink of ReLU, where the loss has no Hessian"
+        )
+    });
+    doubt(residual, &|error| {
+        format!(
+            "the eigenvalues of {name} have not been found to the end: {iterations} iterations of Lanczos' method leave \
+             an error of up to {error}; take more"
+        )
+    });
+    doubts
 }
 
 /// How a run's sharpness is measured.
@@ -90,8 +125,12 @@ pub fn measure(
 ) -> Result<Measurement> {
     let gradient = Gradient::new(layout, loss)?;
     let at = packed(layout, weights);
-    let run = |p: Option<&[f64]>| spectrum(&gradient, &at, p, settings.count, settings.iterations, settings.seed);
-    let Spectrum { largest, residual, difference_error, .. } = run(None)?;
+    let &Settings { count, iterations, seed, .. } = settings;
+    let run = |preconditioner: Option<&[f64]>| {
+        spectrum(&Hessian { gradient: &gradient, point: &at, preconditioner, count, iterations, seed })
+    };
+    let plain = run(None)?;
+    let mut found = doubts("H", &plain, iterations);
     let moment = optimizer.tensors.iter().find(|(name, _)| name == "second_moment");
     let preconditioned = match (settings.adam, moment) {
         (Some((beta2, epsilon)), Some((_, moment))) => {
@@ -100,6 +139,10 @@ pub fn measure(
         }
         _ => None,
     };
+    if let Some(spectrum) = &preconditioned {
+        found.extend(doubts("P^-1 H", spectrum, iterations));
+    }
+    let Spectrum { largest, residual, difference_error, .. } = plain;
     let [edge_descent, edge_momentum, edge_gated] = edges(settings.momentum, point);
     Ok(Measurement {
         step: point.step,
@@ -114,6 +157,7 @@ pub fn measure(
         edge_descent,
         edge_momentum,
         edge_gated,
+        doubts: found,
     })
 }
 
@@ -130,7 +174,7 @@ impl Tracker {
         Journal::open(&path(run), step)
     }
 
-    /// Measures now and appends the line.
+    /// Measures now, appends the line and gives what there is to warn of.
     pub fn measure(
         &self,
         problem: &dyn Problem,
@@ -138,12 +182,13 @@ impl Tracker {
         optimizer: &OptimizerState,
         point: Point,
         journal: &mut Journal,
-    ) -> Result<()> {
+    ) -> Result<Vec<String>> {
         let (layout, settings) = (problem.layout(), &self.settings);
         let loss = |tensors: &[Tensor]| problem.twin(tensors, settings.examples);
         let measured = on_cpu(store.weights(), |weights| measure(settings, layout, weights, optimizer, point, loss))?;
         let measured = measured.with_context(|| format!("cannot measure the sharpness after step {}", point.step))?;
-        journal.append(&measured)
+        journal.append(&measured)?;
+        Ok(measured.warnings())
     }
 }
 
@@ -186,5 +231,27 @@ pub fn chart(title: &str, measurements: &[Measurement]) -> Chart {
         x_scale: Scale::Linear,
         y_scale: Scale::Log,
         series: all,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_with_a_large_error_are_doubted_and_others_are_not() {
+        let spectrum = |residual, difference_error| Spectrum {
+            largest: vec![61.5, 2.0],
+            residual,
+            difference_error,
+            iterations: 20,
+        };
+        assert_eq!(doubts("H", &spectrum(0.1, 1e-3), 20), [""; 0]);
+        let found = doubts("H", &spectrum(4e-20, 36.0), 20);
+        assert_eq!(found.len(), 1);
+        assert!(found[0].contains("of H are not to be trusted") && found[0].contains("59%"), "{found:?}");
+        let found = doubts("P^-1 H", &spectrum(9.0, f64::NAN), 20);
+        assert_eq!(found.len(), 2);
+        assert!(found[1].contains("of P^-1 H have not") && found[1].contains("15%"), "{found:?}");
     }
 }

@@ -38,6 +38,8 @@ pub struct TaskRun<'a> {
     pub interrupt: Interrupt,
     /// What a person sees of a step.
     pub show: &'a mut dyn FnMut(&Record),
+    /// What a person is told that goes wrong with it.
+    pub warn: &'a dyn Fn(&[String]),
 }
 
 /// The current batch for the optimizers that look at it twice.
@@ -83,7 +85,9 @@ impl TaskRun<'_> {
                 && self.step.is_multiple_of(tracker.every)
             {
                 let point = Point { step: self.step, lr: record.lr, eta: record.eta };
-                tracker.measure(&*self.problem, &self.store, &self.optimizer.state(), point, journal)?;
+                let state = self.optimizer.state();
+                let warnings = tracker.measure(&*self.problem, &self.store, &state, point, journal)?;
+                (self.warn)(&warnings);
             }
             let stop = self.interrupt.requested();
             if stop || self.is_due(self.checkpoint_every) {

@@ -4,7 +4,7 @@ use super::adam::{Adam, Decay};
 use super::elementwise::{Elementwise, Method};
 use super::gate::{GateScope, GateSettings, GateSource};
 pub use super::keys::Value;
-use super::keys::{GATE, Key, NAMES, Name, SAM};
+use super::keys::{GATE, IDLE, Key, NAMES, Name, SAM};
 use super::muon::{Muon, MuonSettings};
 use super::sgd::{Momentum, Sgd};
 use super::sophia::{Sophia, SophiaG};
@@ -76,7 +76,25 @@ impl OptimizerConfig {
             }
             settings.retain(|(key, _)| part.iter().all(|entry| entry.name != *key));
         }
+        // So are keys that another value makes idle: a sweep may pass through 0, and a resumed run has not given them.
+        for (cause, idle) in IDLE {
+            if settings.contains(&(cause, Value::Number(0.0))) {
+                settings.retain(|(key, _)| !idle.contains(key));
+            }
+        }
         Ok(Self { name: method, settings })
+    }
+
+    /// Those of `keys`, from which this config was made, that have no effect because of another's value: key and reason.
+    pub fn without_effect<'a>(&self, keys: &'a [(String, Value)]) -> Vec<(&'a str, String)> {
+        let reason = |key: &str| {
+            let idle_by = |(cause, idle): &&(&str, &[&str])| idle.contains(&key) && self.is(cause, 0.0);
+            IDLE.iter().find(idle_by).map(|(cause, _)| format!("has no effect while `optimizer.{cause}` is 0"))
+        };
+        let left_out = |key: &str| self.settings.iter().all(|(name, _)| *name != key);
+        // What is switched off by its own value as well contradicts nothing.
+        let given = keys.iter().filter(|(key, value)| left_out(key) && *value != Value::Bool(false));
+        given.filter_map(|(key, _)| Some((key.as_str(), reason(key)?))).collect()
     }
 
     pub fn name(&self) -> &'static str {
@@ -103,26 +121,28 @@ impl OptimizerConfig {
         self.name
     }
 
-    fn get(&self, key: &str) -> Option<&Value> {
-        self.settings.iter().find(|(name, _)| *name == key).map(|(_, value)| value)
+    /// The value of `key`; of one that has no effect, the default.
+    fn get(&self, key: &str) -> Option<Value> {
+        let set = self.settings.iter().find(|(name, _)| *name == key).map(|(_, value)| value.clone());
+        set.or_else(|| self.name.keys().into_iter().find(|entry| entry.name == key).map(|entry| entry.default))
     }
 
     /// # Panics
     /// When the optimizer has no such key: a defect of this module.
     pub(super) fn number(&self, key: &str) -> f64 {
         match self.get(key) {
-            Some(Value::Number(number)) => *number,
+            Some(Value::Number(number)) => number,
             other => panic!("{key} of {} is {other:?}, not a number", self.name()),
         }
     }
 
     pub(super) fn is(&self, key: &str, value: impl Into<Value>) -> bool {
-        self.get(key) == Some(&value.into())
+        self.get(key) == Some(value.into())
     }
 
-    /// The gate, where the optimizer has one.
+    /// The gate, where the optimizer has one that can close.
     pub(super) fn gate(&self) -> Option<GateSettings> {
-        if self.is("gate", false) {
+        if self.is("gate", false) || self.is("beta3", 0.0) || self.is("alpha1", 0.0) {
             return None;
         }
         let source = if self.is("gate_source", "gradient") { GateSource::Gradient } else { GateSource::Velocity };
@@ -304,6 +324,8 @@ mod tests {
             ("vradam", "beta2", (-0.1).into()),
             ("vradam", "eps", 0.0.into()),
             ("vradam", "weight_decay", (-1.0).into()),
+            // Infinite in f32: the weights would be NaN after a step.
+            ("vradam", "weight_decay", 1e39.into()),
             ("vradam", "beta3", f64::INFINITY.into()),
             ("vradam", "gate_power", 0.0.into()),
             ("vradam", "gate_source", "momentum".into()),
@@ -325,5 +347,36 @@ mod tests {
         assert!(refusal("vradam", &[("sam_rho", 0.1.into())]).contains("without sam = true"));
         assert!(refusal("vradam", &[("alpha1", 3.0.into()), ("gate", false.into())]).contains("without gate = true"));
         assert!(parse("lion", &[("beta3", 3.0.into()), ("gate", true.into())]).is_ok());
+    }
+
+    #[test]
+    fn a_key_that_another_value_makes_idle_is_told_and_left_out() {
+        let idle = |name: &str, keys: &[(&str, Value)]| {
+            let keys: Vec<_> = keys.iter().map(|(key, value)| (key.to_string(), value.clone())).collect();
+            let config = OptimizerConfig::from_keys(name, &keys).unwrap();
+            let told: Vec<_> = config.without_effect(&keys).iter().map(|(key, _)| key.to_string()).collect();
+            assert!(told.iter().all(|told| config.resolved().iter().all(|(key, _)| key != told)));
+            // What is written down tells nothing on reading.
+            let written: Vec<_> =
+                config.resolved().iter().map(|(key, value)| (key.to_string(), value.clone())).collect();
+            let again = OptimizerConfig::from_keys(name, &written).unwrap();
+            assert!(again == config && again.without_effect(&written).is_empty(), "{config:?} {again:?}");
+            told
+        };
+        let (zero, on) = (|key| (key, Value::from(0.0)), |key| (key, Value::from(true)));
+        assert_eq!(idle("vradam", &[("alpha1", 5.0.into()), zero("beta3")]), ["alpha1"]);
+        assert_eq!(idle("vradam", &[zero("alpha1"), ("beta3", 2.0.into())]), ["beta3"]);
+        assert_eq!(idle("vradam", &[zero("alpha1"), zero("beta3")]), ["alpha1"]);
+        assert_eq!(idle("lion", &[on("gate"), ("gate_scope", "group".into()), zero("beta3")]), ["gate_scope"]);
+        assert_eq!(idle("sgd", &[zero("momentum"), on("nesterov")]), ["nesterov"]);
+        assert_eq!(idle("nadam", &[("psi", 0.01.into()), zero("beta1")]), ["psi"]);
+        assert_eq!(idle("radam", &[on("decoupled_weight_decay")]), ["decoupled_weight_decay"]);
+        for name in OptimizerConfig::names() {
+            assert!(idle(name, &[]).is_empty() && idle(name, &[on("gate"), ("alpha1", 5.0.into())]).is_empty());
+        }
+        assert!(idle("vradam", &[zero("beta3")]).is_empty());
+        // A flag that is off contradicts nothing.
+        assert!(idle("sgd", &[zero("momentum"), ("nesterov", false.into())]).is_empty());
+        assert!(idle("rmsprop", &[zero("momentum")]).is_empty());
     }
 }

@@ -148,8 +148,6 @@ impl<const N: usize, M: Method<N>> Elementwise<N, M> {
         let Ok(states) = <[Tensor; N]>::try_from(states) else {
             return Err(OptimError::State(format!("{N} tensors were expected")));
         };
-        // beta3 = 0 is no gate, and takes the path without one.
-        let gate = gate.filter(|gate| gate.beta3 > 0.0 && gate.alpha1 > 0.0);
         let passes = Passes::new(layout, device)?;
         Ok(Self { method, gate, layout: layout.clone(), states, step: 0, velocity_sq: [0.0; 2], passes })
     }

@@ -110,6 +110,19 @@ pub(super) const GATE: &[Key] = &[
 
 pub(super) const SAM: &[Key] = &[number("sam_rho", 0.05, Allowed::Positive)];
 
+/// Keys that at 0 leave others without effect. No key is idle by more than one of them in any optimizer, but for the
+/// gate's, where the first counts.
+pub(super) const IDLE: &[(&str, &[&str])] = &[
+    // The gate stays open.
+    ("beta3", &["alpha1", "gate_source", "gate_scope", "gate_power"]),
+    ("alpha1", &["beta3", "gate_source", "gate_scope", "gate_power"]),
+    // There is no velocity to look ahead with.
+    ("momentum", &["nesterov"]),
+    // NAdam's momentum is a multiple of beta1.
+    ("beta1", &["psi"]),
+    ("weight_decay", &["decoupled_weight_decay"]),
+];
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Name {
     VrAdam,
@@ -221,7 +234,7 @@ impl Allowed {
         let fits = match (self, value) {
             // The kernels take it as f32.
             (Self::Positive, Value::Number(x)) => (*x as f32).is_finite() && *x as f32 > 0.0,
-            (Self::NonNegative, Value::Number(x)) => x.is_finite() && *x >= 0.0,
+            (Self::NonNegative, Value::Number(x)) => (*x as f32).is_finite() && *x >= 0.0,
             (Self::Fraction, Value::Number(x)) => (0.0..1.0).contains(x),
             (Self::Count, Value::Number(x)) => (1.0..=1e15).contains(x) && x.fract() == 0.0,
             (Self::Flag, Value::Bool(_)) => true,
@@ -230,7 +243,7 @@ impl Allowed {
         };
         let wanted = match self {
             Self::Positive => "it takes a number above 0, within the range of f32 (1.4e-45 to 3.4e38)".into(),
-            Self::NonNegative => "it takes a number from 0".into(),
+            Self::NonNegative => "it takes a number from 0, within the range of f32 (to 3.4e38)".into(),
             Self::Fraction => "it takes a number from 0 to below 1".into(),
             Self::Count => "it takes a whole number from 1".into(),
             Self::Flag => "it takes true or false".into(),

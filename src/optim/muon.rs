@@ -110,7 +110,7 @@ impl Muon {
     ) -> Result<Self, OptimError> {
         Ok(Self {
             settings,
-            gate: gate.filter(|gate| gate.beta3 > 0.0 && gate.alpha1 > 0.0),
+            gate,
             layout: layout.clone(),
             segments: segments(layout),
             velocity: zeros_on(layout.len(), device)?,

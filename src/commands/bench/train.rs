@@ -94,8 +94,10 @@ pub fn run(options: &Options) -> Result<Ending> {
 fn model_shape(options: &Options) -> Result<ModelShape> {
     let time = options.sequence_length;
     let shape = match &options.shape {
-        Shape::Of(path) if path.is_dir() => setup::read_model_config(&path.join("config.json"))?,
-        Shape::Of(path) => setup::read_model_config(path)?,
+        Shape::Of(path) => {
+            let file = if path.is_dir() { path.join("config.json") } else { path.clone() };
+            setup::read_model_config(&file).map_err(|why| ConfigError::flag("--init", format!("{why:#}")))?
+        }
         Shape::Given(config) => {
             let (width, heads) = (config.n_embd.unwrap_or(0), config.n_head.unwrap_or(1));
             if !width.is_multiple_of(heads) {

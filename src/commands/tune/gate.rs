@@ -8,7 +8,7 @@ use super::one_run::{OneRun, interrupted, refuse_own_keys};
 use super::{Subject, run_one};
 use crate::commands::study_base::Base;
 use crate::commands::workers::End;
-use crate::commands::{Ending, print_json};
+use crate::commands::{Ending, print_json, warn};
 use crate::config::ConfigError;
 use crate::lab::statistics::{median, quantile};
 use crate::optim::{OptimizerConfig, Value, gate as gate_of};
@@ -51,7 +51,7 @@ pub fn gate(options: &GateOptions) -> Result<Ending> {
     if let Some(steps) = steps_of_the_schedule(&base)? {
         assignments.push(format!("schedule.steps={steps:.0}"));
     }
-    base.check(&assignments)?;
+    warn(&base.check(&assignments)?.warnings);
     let interrupt = Interrupt::install()?;
     let study = OneRun::open(&options.out, "tune gate", &base, &assignments)?;
     match run_one(&study.job, &interrupt)? {

@@ -3,7 +3,7 @@
 use super::one_run::{OneRun, interrupted, refuse_own_keys};
 use super::{Subject, run_one};
 use crate::commands::workers::{End, is_divergence};
-use crate::commands::{Ending, print_json};
+use crate::commands::{Ending, print_json, warn};
 use crate::config::ConfigError;
 use crate::lab::plot::{Chart, Scale, Series, Stroke};
 use crate::train::{Interrupt, Record, read_metrics};
@@ -69,7 +69,7 @@ pub fn range(options: &RangeOptions) -> Result<Ending> {
         "train.eval_every=0".into(),
         "train.checkpoint_every=0".into(),
     ];
-    base.check(&assignments)?;
+    warn(&base.check(&assignments)?.warnings);
     let interrupt = Interrupt::install()?;
     let study = OneRun::open(&options.out, "tune lr", &base, &assignments)?;
     let (out, run) = (&study.folder, &study.job.run);

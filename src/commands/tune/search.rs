@@ -3,7 +3,7 @@
 use super::Subject;
 use crate::commands::study_base::{Base, absolute, take_folder};
 use crate::commands::workers::{End, Finish, Job, Watch, is_divergence, run_all};
-use crate::commands::{Ending, print_json};
+use crate::commands::{Ending, print_json, warn};
 use crate::config::ConfigError;
 use crate::lab::image_problem::hex;
 use crate::lab::space::{Dimension, Scale};
@@ -90,7 +90,7 @@ fn header(options: &SearchOptions, base: &Base) -> Result<Header> {
     if options.trials == 0 || options.workers == 0 {
         return Err(ConfigError::flag("--trials", "trials and workers are whole numbers from 1").into());
     }
-    base.check(&[])?;
+    let mut warnings = base.check(&[])?.warnings;
     let ranges = if options.ranges.is_empty() { default_ranges(&optimizer) } else { options.ranges.clone() };
     let refuse = |text: &str, why: String| anyhow::Error::from(ConfigError::flag(&format!("--range {text}"), why));
     let mut space: Vec<Dimension> = Vec::new();
@@ -122,14 +122,22 @@ fn header(options: &SearchOptions, base: &Base) -> Result<Header> {
             return Err(refuse(text, format!("the config's own {} = {value:?} is no integer", dimension.key)));
         }
         // Both ends must be legal before the first trial begins.
-        for end in [dimension.low, dimension.high] {
+        let check = |end| {
             let assignment = format!("{}={}", dimension.key, dimension.toml(end));
-            base.check(std::slice::from_ref(&assignment)).map_err(|error| refuse(text, format!("{error:#}")))?;
+            base.check(std::slice::from_ref(&assignment)).map_err(|error| refuse(text, format!("{error:#}")))
+        };
+        let (low, high) = (check(dimension.low)?.warnings, check(dimension.high)?.warnings);
+        // A range may well have an end where another key is idle; what is idle at both is searched in vain.
+        if !low.is_empty() && !high.is_empty() {
+            warnings.extend(low);
         }
         space.push(dimension);
         values.push(value);
     }
     ensure!(!space.is_empty(), "there is nothing to search");
+    warnings.sort();
+    warnings.dedup();
+    warn(&warnings);
     let startup = 2 + 2 * space.len();
     Ok(Header {
         format: FORMAT,

@@ -104,6 +104,32 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn without_beta3_every_run_of_vradam_is_adamws(
+        seed in 0u64..1000, spread in 1e-4..30.0f64, beta1 in 0.0..0.99f64, beta2 in 0.5..0.9999f64,
+        weight_decay in 0.0..0.5f64, clip in proptest::option::of(0.01..10.0f64),
+    ) {
+        let layout = odd_layout();
+        let shared = [("beta1", beta1.into()), ("beta2", beta2.into()), ("weight_decay", weight_decay.into())];
+        let weights = |name, own: &[(&'static str, Value)]| {
+            let mut optimizer = config(name, &[&shared, own].concat()).build(&layout, &Device::Cpu).unwrap();
+            let mut store = store(&layout, &random_flat(&layout, seed, 1.0));
+            for step in 0..4u64 {
+                let gradients = random_flat(&layout, seed + step, 1.0).iter().map(|g| g * spread as f32).collect::<Vec<_>>();
+                set_gradients(&store, &gradients);
+                let scheduled_lr = 0.01 / (step + 1) as f64;
+                let input = StepInput { scheduled_lr, gradient_scale: 1.0, grad_clip: clip };
+                optimizer.step(&mut store, &input, &mut Noise { fixed: vec![] }).unwrap();
+            }
+            bits(store.weights())
+        };
+        prop_assert!(weights("vradam", &[("beta3", 0.0.into())]) == weights("adamw", &[]));
+    }
+}
+
 /// "Any sequence of gates below the threshold is stable" is false: each of these two is, their alternation is not.
 #[test]
 fn alternating_two_stable_gates_can_double_the_error_every_step() {
