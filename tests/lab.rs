@@ -146,6 +146,12 @@ fn sharpness_along_a_run_carries_its_doubts_and_more_examples_than_there_are_is_
     assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
     assert!(stderr(&refused).contains("21 are asked for, but only 20 images"), "{}", stderr(&refused));
     assert!(!folder.path().join("images").exists());
+    // The default number of them is no such wish.
+    let few = text.replace("sharpness_examples = 21", "sharpness_iterations = 1");
+    std::fs::write(folder.path().join("images.toml"), few).expect("a config");
+    assert!(run(&mut command).status.success());
+    let resolved = std::fs::read_to_string(folder.path().join("images/config.toml")).expect("the run's config");
+    assert!(resolved.contains("sharpness_examples = 20"), "{resolved}");
 }
 
 #[test]

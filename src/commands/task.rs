@@ -225,6 +225,10 @@ pub fn prepare(mut config: TaskRunConfig) -> Result<Prepared> {
         }
     };
     let key = "task.sharpness_examples";
+    if let Some(sharpness) = config.sharpness.as_mut().filter(|_| !settings.is_set(key)) {
+        // The default is what there is of it.
+        sharpness.examples = sharpness.examples.min(problem.examples().0);
+    }
     if let Some(why) = config.sharpness.and_then(|sharpness| too_many_examples(&*problem, sharpness.examples)) {
         return Err(settings.error(key, format!("`{key}`: {why}")).into());
     }
