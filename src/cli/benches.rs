@@ -66,8 +66,8 @@ pub(super) struct BenchTrainArgs {
     /// none, or block: keep each block's input alone and compute the rest again.
     #[arg(long, default_value = "none", value_parser = ["none", "block"])]
     recompute: String,
-    /// f32, or bf16: the operands of the products are rounded to bf16.
-    #[arg(long, default_value = "f32", value_parser = ["f32", "bf16"])]
+    /// f32, bf16 (the operands of the products are rounded to bf16) or, on a card, tf32.
+    #[arg(long, default_value = "f32", value_parser = ["f32", "bf16", "tf32"])]
     dtype: String,
     /// cpu, auto, or cuda:N, where no part is timed alone.
     #[arg(long, default_value = "cpu")]
@@ -121,6 +121,7 @@ pub(super) fn bench(command: BenchCommand) -> anyhow::Result<Ending> {
             steps: args.steps as usize,
             recompute: if args.recompute == "block" { Recompute::Block } else { Recompute::None },
             precision: if args.dtype == "bf16" { Precision::Bf16 } else { Precision::F32 },
+            tf32: args.dtype == "tf32",
             device: args.device,
             json: args.json,
         }),

@@ -54,6 +54,15 @@ pub fn open(ordinal: usize) -> Result<Device, String> {
     })
 }
 
+/// Lets a card's products round what they read to TF32 (8 bits of exponent, 11 of precision) from now on; sums stay f32.
+pub fn allow_tf32(device: &Device) -> Result<(), &'static str> {
+    if !device.is_cuda() {
+        return Err("only a CUDA card has such products; use \"f32\", \"bf16\" or \"auto\"");
+    }
+    candle_core::cuda::set_gemm_reduced_precision_f32(true);
+    Ok(())
+}
+
 /// Says what to do where `error` is a card's memory that is full.
 pub fn explain(error: anyhow::Error) -> anyhow::Error {
     let full = ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"];

@@ -64,7 +64,11 @@ pub fn memory(prepared: &Prepared, layout: &Layout) -> Result<Memory> {
         },
         gradients: 4 * layout.len(),
         optimizer: prepared.optimizer.state_bytes_per_parameter() * layout.len(),
-        activations: adapters + prepared.model.working_bytes(extent, train.recompute, prepared.precision),
+        activations: if prepared.device.is_cpu() {
+            adapters + prepared.model.working_bytes(extent, train.recompute, prepared.precision)
+        } else {
+            prepared.model.working_bytes_on_card(extent, train.recompute)
+        },
     })
 }
 

@@ -220,6 +220,15 @@ fn precision(config: &mut RunConfig, device: &Device, reasons: &mut Vec<String>)
         DType::Auto if native => {
             (Precision::Bf16, format!("bf16 products, f32 weights and sums ({})", Precision::bf16_reason()))
         }
+        DType::Tf32 => {
+            let key = |why| config.settings.0.error("train.dtype", format!("`train.dtype` = \"tf32\": {why}"));
+            device::allow_tf32(device).map_err(key)?;
+            reasons.push("precision  tf32 products, f32 weights and sums (as asked)".into());
+            return Ok(Precision::F32);
+        }
+        DType::Auto if device.is_cuda() => {
+            (Precision::F32, "f32 (\"tf32\" is faster and rounds what the products read to 11 bits)".into())
+        }
         DType::Auto => (Precision::F32, format!("f32 ({why_not})")),
         DType::Bf16 if native => (Precision::Bf16, "bf16 products, f32 weights and sums (as asked)".into()),
         DType::Bf16 => {

@@ -190,6 +190,8 @@ pub enum DType {
     Auto,
     F32,
     Bf16,
+    /// f32 whose products round what they read to 11 bits: for CUDA cards.
+    Tf32,
 }
 
 /// What the backward pass computes again instead of keeping it.

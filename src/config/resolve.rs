@@ -366,7 +366,7 @@ fn train(settings: &Settings, data: &DataConfig) -> Result<TrainConfig, ConfigEr
         let message = format!("`train.grad_clip` must be a number from 0 (0: off), found {grad_clip}");
         return Err(settings.error("train.grad_clip", message));
     }
-    let dtypes = [("auto", DType::Auto), ("f32", DType::F32), ("bf16", DType::Bf16)];
+    let dtypes = [("auto", DType::Auto), ("f32", DType::F32), ("bf16", DType::Bf16), ("tf32", DType::Tf32)];
     Ok(TrainConfig {
         duration: duration(settings)?,
         sequence_length,

@@ -71,6 +71,7 @@ pub fn entries(config: &RunConfig) -> Vec<(String, Value)> {
             DType::Auto => "auto",
             DType::F32 => "f32",
             DType::Bf16 => "bf16",
+            DType::Tf32 => "tf32",
         }),
     );
     put(

@@ -13,6 +13,9 @@ use candle_core::Tensor;
 use serde_json::Value;
 use std::path::PathBuf;
 
+/// Logits that a card forms at once, at most (1 GiB).
+pub(super) const CARD_LOGITS: usize = 1 << 28;
+
 /// A model's architecture and shape.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ModelShape {
@@ -133,6 +136,23 @@ impl ModelShape {
             Self::Gpt2(config) => Gpt2Cpu::working_bytes(config, extent, recompute, precision),
             Self::Llama(config) => LlamaCpu::working_bytes(config, extent, recompute, precision),
         }
+    }
+
+    /// Bytes of working memory of a training step on a CUDA card (src/model/card): what blocks keep, the largest of what
+    /// comes and goes, and the logits that are formed at once.
+    pub fn working_bytes_on_card(&self, extent: Extent, recompute: Recompute) -> usize {
+        // Of one token and block: x, the norms' results and the stream between; queries, keys, values and what they mix to;
+        // the MLP's hidden layers.
+        let (layers, width, hidden, heads, query, vocabulary) = match self {
+            Self::Gpt2(c) => (c.n_layer, c.n_embd, 2 * c.n_inner, c.n_head, c.n_embd, c.vocab_size),
+            Self::Llama(c) => (c.n_layer, c.n_embd, 3 * c.n_inner, c.n_head, c.query_width(), c.vocab_size),
+        };
+        let probabilities = heads * extent.time;
+        let block = 4 * width + 4 * query + hidden + probabilities;
+        let kept = if recompute == Recompute::Block { layers * width + block } else { layers * block };
+        let passing = probabilities + hidden + 4 * width;
+        let logits = (extent.tokens() * vocabulary).min(CARD_LOGITS.max(vocabulary));
+        4 * (extent.tokens() * (kept + passing) + logits + vocabulary * width)
     }
 
     /// Fills `weights` (a flat storage of `layout`, which is this shape's) with initial weights drawn from `seed`.

@@ -35,6 +35,8 @@ pub struct Options {
     pub steps: usize,
     pub recompute: Recompute,
     pub precision: Precision,
+    /// Whether a card's products may round what they read to TF32.
+    pub tf32: bool,
     pub device: DeviceChoice,
     pub json: bool,
 }
@@ -77,9 +79,11 @@ pub fn run(options: &Options) -> Result<Ending> {
     let shape = model_shape(options)?;
     let layout = Arc::new(Layout::new(shape.parameter_specs()));
     let (device, choice, _) = device::resolve(options.device).map_err(|why| ConfigError::flag("--device", why))?;
-    if !device.is_cpu() && (options.precision == Precision::Bf16 || options.recompute == Recompute::Block) {
-        let message = "a card trains in f32 and always computes blocks again: leave --dtype and --recompute out";
-        return Err(ConfigError::flag("--device", message).into());
+    if !device.is_cpu() && options.precision == Precision::Bf16 {
+        return Err(ConfigError::flag("--device", "a card trains in f32 or tf32, not in bf16: see --dtype").into());
+    }
+    if options.tf32 {
+        device::allow_tf32(&device).map_err(|why| ConfigError::flag("--dtype", format!("tf32: {why}")))?;
     }
     let options = &Options { device: choice, ..options.clone() };
     let measured = measure(options, &shape, &layout, &device).map_err(device::explain)?;
@@ -205,6 +209,7 @@ fn as_json(options: &Options, shape: &ModelShape, layout: &Layout, measured: &Me
 
 fn dtype(options: &Options) -> &'static str {
     match options.precision {
+        Precision::F32 if options.tf32 => "tf32",
         Precision::F32 => "f32",
         Precision::Bf16 => "bf16",
     }

@@ -12,15 +12,13 @@ mod passes;
 use super::fall_back::{check_ids, draw};
 use super::gpt2::{Gpt2Config, Gpt2Parameters};
 use super::llama::{LlamaConfig, LlamaParameters};
+use super::shape::CARD_LOGITS;
 use super::{Batch, IGNORE, Labels, LossSum};
 use crate::config::Recompute;
 use crate::model::extent::place;
 use crate::params::{ParameterStore, on_cpu};
 use candle_core::{CudaDevice, Result, Tensor};
 use passes::{Card, NormKept, Standing};
-
-/// Logits that are formed at once, at most (1 GiB).
-const LOGITS: usize = 1 << 28;
 
 /// A model on a card.
 pub struct CardEngine {
@@ -134,7 +132,7 @@ impl Step<'_> {
 
 impl CardEngine {
     pub fn new(device: &CudaDevice, network: Network, recompute: Recompute) -> Self {
-        Self { card: Card::new(device), network, recompute, logits_at_once: LOGITS }
+        Self { card: Card::new(device), network, recompute, logits_at_once: CARD_LOGITS }
     }
 
     /// The loss alone.
