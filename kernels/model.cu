@@ -192,38 +192,41 @@ __device__ __forceinline__ float turned(const float* x, unsigned i, unsigned dim
   return i < half ? x[i] * cosines[pair] - x[i + half] * sine : x[i] * cosines[pair] + x[i - half] * sine;
 }
 
-// y [batch, heads, time, dim] = x's columns + bias, rotated where angles are given (then without a bias).
+// y [batch, heads, time, dim] = x's columns + bias, rotated where angles are given (then without a bias). A block is a
+// token's.
 extern "C" __global__ void PLAIN_BLOCK heads_apart(Heads shape, const float* x, const float* bias, const float* cosines,
                                                    const float* sines, float* y) {
-  const unsigned at = element_of_thread();
-  if (at >= shape.batch * shape.heads * shape.time * shape.dim) return;
-  const unsigned i = at % shape.dim, time = at / shape.dim % shape.time;
-  const unsigned head = at / (shape.dim * shape.time) % shape.heads;
-  const unsigned token = at / (shape.dim * shape.time * shape.heads) * shape.time + time;
-  const unsigned column = shape.first_column + head / shape.group * shape.dim;
-  const float* from = x + (u64)token * shape.row_stride + column;
-  if (cosines) {
-    const unsigned angle = token * (shape.dim / 2);
-    y[at] = turned(from, i, shape.dim, cosines + angle, sines + angle, false);
-  } else {
-    y[at] = bias ? from[i] + bias[column + i] : from[i];
+  const unsigned token = blockIdx.x, row = token / shape.time, time = token % shape.time;
+  const u64 angle = (u64)token * (shape.dim / 2);
+  x += (u64)token * shape.row_stride;
+  for (unsigned at = threadIdx.x; at < shape.heads * shape.dim; at += blockDim.x) {
+    const unsigned head = at / shape.dim, i = at % shape.dim;
+    const unsigned column = shape.first_column + head / shape.group * shape.dim;
+    float value;
+    if (cosines)
+      value = turned(x + column, i, shape.dim, cosines + angle, sines + angle, false);
+    else
+      value = bias ? x[column + i] + bias[column + i] : x[column + i];
+    y[(((u64)row * shape.heads + head) * shape.time + time) * shape.dim + i] = value;
   }
 }
 
-// x's columns = the sum of the heads that share them, each turned back where angles are given.
+// x's columns = the sum of the heads that share them, each turned back where angles are given. A block is a token's.
 extern "C" __global__ void PLAIN_BLOCK heads_together(Heads shape, const float* y, const float* cosines,
                                                       const float* sines, float* x) {
-  const unsigned at = element_of_thread(), columns = shape.heads / shape.group * shape.dim;
-  if (at >= shape.batch * shape.time * columns) return;
-  const unsigned token = at / columns, i = at % shape.dim, shared = at % columns / shape.dim;
-  const unsigned row = token / shape.time, time = token % shape.time;
-  float sum = 0.0f;
-  for (unsigned g = 0; g < shape.group; g++) {
-    const float* from = y + ((row * shape.heads + shared * shape.group + g) * shape.time + time) * shape.dim;
-    const unsigned angle = token * (shape.dim / 2);
-    sum += cosines ? turned(from, i, shape.dim, cosines + angle, sines + angle, true) : from[i];
+  const unsigned token = blockIdx.x, row = token / shape.time, time = token % shape.time;
+  const u64 angle = (u64)token * (shape.dim / 2);
+  x += (u64)token * shape.row_stride + shape.first_column;
+  for (unsigned at = threadIdx.x; at < shape.heads / shape.group * shape.dim; at += blockDim.x) {
+    const unsigned shared = at / shape.dim, i = at % shape.dim;
+    float sum = 0.0f;
+    for (unsigned g = 0; g < shape.group; g++) {
+      const u64 head = (u64)row * shape.heads + shared * shape.group + g;
+      const float* from = y + (head * shape.time + time) * shape.dim;
+      sum += cosines ? turned(from, i, shape.dim, cosines + angle, sines + angle, true) : from[i];
+    }
+    x[at] = sum;
   }
-  x[(u64)token * shape.row_stride + shape.first_column + at % columns] = sum;
 }
 
 // Scores [batch, heads, time, time] become the softmax of scale * score over the keys from the first of the query's
@@ -286,15 +289,15 @@ __device__ __forceinline__ float over_block(float value, bool most) {
 }
 
 // A row's negative log-likelihood of its target (0 where that is `ignore`); logits become softmax - onehot(target), zeros
-// for an ignored row, where `slopes` is set.
-extern "C" __global__ void HEAD_BLOCK cross_entropy(u64 vocabulary, const unsigned* targets, unsigned ignore,
+// for an ignored row, where `slopes` is set, and so do the columns that fill a row up to `stride`.
+extern "C" __global__ void HEAD_BLOCK cross_entropy(u64 vocabulary, u64 stride, const unsigned* targets, unsigned ignore,
                                                     unsigned slopes, float* logits, double* losses) {
   const u64 row = blockIdx.x;
   const unsigned target = targets[row];
-  logits += row * vocabulary;
+  logits += row * stride;
   if (target == ignore) {
     if (slopes)
-      for (u64 i = threadIdx.x; i < vocabulary; i += blockDim.x) logits[i] = 0.0f;
+      for (u64 i = threadIdx.x; i < stride; i += blockDim.x) logits[i] = 0.0f;
     if (threadIdx.x == 0) losses[row] = 0.0;
     return;
   }
@@ -308,8 +311,8 @@ extern "C" __global__ void HEAD_BLOCK cross_entropy(u64 vocabulary, const unsign
   if (!slopes) return;
   __syncthreads();
   const float factor = 1.0f / sum;
-  for (u64 i = threadIdx.x; i < vocabulary; i += blockDim.x)
-    logits[i] = expf(logits[i] - most) * factor - (i == target ? 1.0f : 0.0f);
+  for (u64 i = threadIdx.x; i < stride; i += blockDim.x)
+    logits[i] = i < vocabulary ? expf(logits[i] - most) * factor - (i == target ? 1.0f : 0.0f) : 0.0f;
 }
 
 // y [tokens, width] = the tokens' rows of a table + the positions' rows of another, where there is one.

@@ -212,6 +212,7 @@ impl CardEngine {
     ) -> Result<(LossSum, Option<Tensor>)> {
         let weight = step.weight(index)?;
         let (tokens, vocabulary) = (x.dim(0)?, weight.dim(0)?);
+        let weight = step.card.filled_up(&weight, vocabulary.next_multiple_of(8))?;
         let (backward, targets) = (labels.is_some(), step.batch.targets);
         let (mut losses, mut gradients) = (Vec::new(), Vec::new());
         let rows_at_once = (self.logits_at_once / vocabulary).max(1);
@@ -222,13 +223,14 @@ impl CardEngine {
             let targets = &targets[first..first + rows];
             let targets = match &mut labels {
                 Some(Labels::Sampled(generator)) => {
-                    step.card.ids(&on_cpu(&logits, |logits| draw(logits, vocabulary, targets, generator))?)?
+                    let known = logits.narrow(1, 0, vocabulary)?.contiguous()?;
+                    step.card.ids(&on_cpu(&known, |logits| draw(logits, vocabulary, targets, generator))?)?
                 }
                 _ => step.card.ids(targets)?,
             };
-            losses.push(step.card.cross_entropy_in_place(&logits, &targets, IGNORE, backward)?);
+            losses.push(step.card.cross_entropy_in_place(&logits, vocabulary, &targets, IGNORE, backward)?);
             if backward {
-                step.add_gradient(index, &logits.t()?.matmul(&x)?)?;
+                step.add_gradient(index, &logits.t()?.matmul(&x)?.narrow(0, 0, vocabulary)?)?;
                 gradients.push(logits.matmul(&weight)?);
             }
         }

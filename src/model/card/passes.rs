@@ -2,7 +2,7 @@
 //!
 //! Results are new tensors unless a name says otherwise; nothing is tracked, nothing waits for the host.
 
-use crate::cuda::{Module, address, address_of_ids, launch};
+use crate::cuda::{Module, address, address_of, address_of_ids, launch};
 use candle_core::{CudaDevice, DType, Device, Result, Shape, Tensor, bail};
 
 const ROW_WARPS: usize = 4;
@@ -66,11 +66,14 @@ struct Heads {
 unsafe impl candle_core::cuda_backend::cudarc::driver::DeviceRepr for Heads {}
 
 impl Columns {
-    fn of(&self, standing: &Standing) -> Heads {
+    /// What the kernels take, and a block for each token.
+    fn of(&self, standing: &Standing) -> Result<(Heads, u32)> {
         let Self { heads, dim, group, row_stride, first_column } = *self;
+        // Their product, and so each of them.
+        plain(standing.rows * standing.time * heads * dim)?;
         let [batch, time, heads, dim, group, row_stride, first_column] =
             [standing.rows, standing.time, heads, dim, group, row_stride, first_column].map(|number| number as u32);
-        Heads { batch, time, heads, dim, group, row_stride, first_column }
+        Ok((Heads { batch, time, heads, dim, group, row_stride, first_column }, batch * time))
     }
 }
 
@@ -295,8 +298,7 @@ impl Card {
         standing: &Standing,
     ) -> Result<Tensor> {
         let y = self.empty((standing.rows * columns.heads, standing.time, columns.dim))?;
-        let (_, blocks) = plain(y.elem_count())?;
-        let shape = columns.of(standing);
+        let (shape, blocks) = columns.of(standing)?;
         let (from, b, to) = (self.at(x)?, self.at_maybe(bias)?, self.at(&y)?);
         let (c, s) =
             (self.at_maybe(angles.map(|angles| &angles.cosines))?, self.at_maybe(angles.map(|angles| &angles.sines))?);
@@ -314,8 +316,7 @@ impl Card {
         standing: &Standing,
         x: &Tensor,
     ) -> Result<()> {
-        let (_, blocks) = plain(y.elem_count() / columns.group)?;
-        let shape = columns.of(standing);
+        let (shape, blocks) = columns.of(standing)?;
         let (from, to) = (self.at(y)?, self.at(x)?);
         let (c, s) =
             (self.at_maybe(angles.map(|angles| &angles.cosines))?, self.at_maybe(angles.map(|angles| &angles.sines))?);
@@ -376,25 +377,36 @@ impl Card {
         Ok(())
     }
 
-    /// Each row's loss [N], in f64; logits [N, V] become its gradient in their place where `slopes` asks for it.
+    /// `matrix` [V, C] with rows of zeros below, up to `rows`: products are quicker where sizes are multiples of 8.
+    pub fn filled_up(&self, matrix: &Tensor, rows: usize) -> Result<Tensor> {
+        let (there, width) = matrix.dims2()?;
+        if there == rows {
+            return Ok(matrix.clone());
+        }
+        let filled = self.empty((rows, width))?;
+        self.accumulate_into(Some(matrix), &filled.narrow(0, 0, there)?, false)?;
+        self.accumulate_into(None, &filled.narrow(0, there, rows - there)?, false)?;
+        Ok(filled)
+    }
+
+    /// Each row's loss [N], in f64, under the first `vocabulary` logits; logits [N, ..] become its gradient in their place
+    /// where `slopes` asks for it, those beyond the vocabulary zeros.
     pub fn cross_entropy_in_place(
         &self,
         logits: &Tensor,
+        vocabulary: usize,
         targets: &Tensor,
         ignore: u32,
         slopes: bool,
     ) -> Result<Tensor> {
-        let (rows, vocabulary) = logits.dims2()?;
+        let (rows, stride) = logits.dims2()?;
         // SAFETY: the kernel writes every row's loss.
         let losses = unsafe { Tensor::empty(rows, DType::F64, &self.tensors)? };
-        let (v, slopes) = (vocabulary as u64, u32::from(slopes));
-        let (t, numbers, to) = (
-            address_of_ids(&self.device, targets)?,
-            self.at(logits)?,
-            crate::cuda::address_of::<f64>(&self.device, &losses)?,
-        );
-        let (device, blocks) = (&self.device, rows as u32);
-        launch!(device, Module::Model, "cross_entropy", blocks, HEAD_THREADS, &v, &t, &ignore, &slopes, &numbers, &to);
+        let (v, stride, slopes) = (vocabulary as u64, stride as u64, u32::from(slopes));
+        let (t, numbers) = (address_of_ids(&self.device, targets)?, self.at(logits)?);
+        let to = address_of::<f64>(&self.device, &losses)?;
+        let (device, blocks, name) = (&self.device, rows as u32, "cross_entropy");
+        launch!(device, Module::Model, name, blocks, HEAD_THREADS, &v, &stride, &t, &ignore, &slopes, &numbers, &to);
         Ok(losses)
     }
 
