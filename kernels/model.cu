@@ -158,7 +158,9 @@ extern "C" __global__ void PLAIN_BLOCK gelu_backward(unsigned count, const float
   const float v = before[i];
   const float t = tanhf(GELU_ROOT * (v + GELU_CUBE * v * v * v));
   const float slope = GELU_ROOT * (1.0f + 3.0f * GELU_CUBE * v * v);
-  dx[i] = dy[i] * (0.5f * (1.0f + t) + 0.5f * v * (1.0f - t * t) * slope);
+  // Where tanh is flat, `slope` may have overflowed.
+  const float rest = 1.0f - t * t, bend = rest > 0.0f ? 0.5f * v * rest * slope : 0.0f;
+  dx[i] = dy[i] * (0.5f * (1.0f + t) + bend);
 }
 
 // y = gate / (1 + e^-gate) * up

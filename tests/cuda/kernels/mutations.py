@@ -3,8 +3,9 @@
 
     mutations.py OUT [NAME_PART ...]
 
-OUT is a folder in which kernels/check.sh has run. A bug is caught when steps.cpp fails or gives other bits in another
-schedule: plain, else under ThreadSanitizer, else under AddressSanitizer. Exit status 1 when one is caught by none.
+OUT is a folder in which kernels/check.sh has run. A bug is caught when its test (model.cpp for model.cu, else steps.cpp)
+fails or gives other bits in another schedule: plain, else under ThreadSanitizer, else under AddressSanitizer. Exit status
+1 when one is caught by none.
 """
 import os
 import re
@@ -15,7 +16,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent.parent
 KERNELS = HERE.parent.parent / "kernels"
-COMPILE = ["g++", "-std=c++17", "-O1", "-g", "-ffp-contract=off", "-fno-strict-aliasing", "-w"]
+COMPILE = ["g++", "-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-w"]
 
 # (what is wrong, file, right text, wrong text)
 BUGS = [
@@ -68,34 +69,74 @@ BUGS = [
     ("AdaBelief's surprise against the gradient alone", "methods.cu", "gradient - velocity;", "gradient;"),
     ("RGD's speed without the mass", "methods.cu", "sqrt(constants.rest_energy + velocity_sq)", "sqrt(1.0 + velocity_sq)"),
     ("a gap's last element left", "methods.cu", "i < end; i += blockDim.x) numbers", "i + 1 < end; i += blockDim.x) numbers"),
+    ("a block's sum without the barrier after its warps", "model.cu",
+     "of_warps[threadIdx.x / 32] = value;\n  __syncthreads();", "of_warps[threadIdx.x / 32] = value;"),
+    ("a block's sum before the last one is read", "model.cu", ": warp_sum(value);\n  __syncthreads();", ": warp_sum(value);"),
+    ("a block's sum leaves its last warp out", "model.cu", "const unsigned warps = blockDim.x / 32;", "const unsigned warps = blockDim.x / 33;"),
+    ("a loss reads a logit that is a slope already", "model.cu", "  if (!slopes) return;\n  __syncthreads();", "  if (!slopes) return;"),
+    ("logits overflow", "model.cu", "most = over_block(most, true);", "most = 0.0f;"),
+    ("onehot forgotten", "model.cu", "* factor - (i == target ? 1.0f : 0.0f)", "* factor"),
+    ("an ignored target counts", "model.cu", "if (target == ignore) {", "if (target == ignore && !slopes) {"),
+    ("slopes that nobody asked for", "model.cu", "    if (slopes)\n      for", "    if (true)\n      for"),
+    ("the query's own key left out", "model.cu", "i <= last; i += 32) {\n    if (i < first) continue;",
+     "i < last; i += 32) {\n    if (i < first) continue;"),
+    ("keys of the document before", "model.cu", "if (i >= first) most", "if (i >= begin) most"),
+    ("lanes change keys between the loops", "model.cu", "begin = first / 32 * 32;", "begin = first;"),
+    ("a head's rows read another row's positions", "model.cu", "positions[row / (heads * time) * time + last];\n  // Each",
+     "positions[row / heads % time * time + last];\n  // Each"),
+    ("the softmax's NaN lost", "model.cu", "    sum += scores[i];", "    sum = fmaxf(sum, sum + scores[i]);"),
+    ("scores scaled after their exponent", "model.cu", "expf((scores[i] - most) * scale)", "expf(scores[i] - most) * scale"),
+    ("scale of the softmax's slopes forgotten", "model.cu", ": scale * probabilities[i]", ": probabilities[i]"),
+    ("a norm's lanes overlap", "model.cu", "for (u64 i = lane; i < width; i += 32) mean", "for (u64 i = lane; i < width; i += 31) mean"),
+    ("a norm's row too many", "model.cu", "  if (row >= rows) return;", "  if (row > rows) return;"),
+    ("a norm's residual forgotten", "model.cu", "(residual ? residual[first + i] : 0.0f)", "0.0f"),
+    ("a norm's means ignored", "model.cu", "const float mean = means ? means[row] : 0.0f,", "const float mean = 0.0f,"),
+    ("a chunk runs on past the rows", "model.cu", "(chunk + 1) * ROWS_A_SUM < rows ? (chunk + 1) * ROWS_A_SUM : rows",
+     "(chunk + 1) * ROWS_A_SUM"),
+    ("a chunk's last row left out", "model.cu", "row < end; row++) sum", "row + 1 < end; row++) sum"),
+    ("a fold forgets what was there", "model.cu", "accumulate ? into[column] + (float)sum", "accumulate ? (float)sum"),
+    ("a fold in f32", "model.cu", "sum += (double)sums[chunk * width + column]", "sum = (float)(sum + sums[chunk * width + column])"),
+    ("a bias by row", "model.cu", "sum += bias[i % width]", "sum += bias[i / width]"),
+    ("gelu's slope overflows", "model.cu", "rest > 0.0f ? 0.5f * v * rest * slope : 0.0f", "0.5f * v * rest * slope"),
+    ("an element too many", "model.cu", "if (i >= count) return;\n  const float g", "if (i > count) return;\n  const float g"),
+    ("heads turned on, not back", "model.cu", "back ? -sines[pair] : sines[pair]", "sines[pair]"),
+    ("heads share the wrong columns", "model.cu", "head / shape.group * shape.dim", "head % (shape.heads / shape.group) * shape.dim"),
+    ("a group's first head for all", "model.cu", "shared * shape.group + g)", "shared * shape.group)"),
+    ("a head's bias from the first column", "model.cu", "bias[column + i]", "bias[column - shape.first_column + i]"),
+    ("an embedding's place is its token's", "model.cu", "(u64)positions[token] * width", "(u64)token * width"),
+    ("an id's rows end early", "model.cu", "place < begins[blockIdx.x + 1]; place++", "place + 1 < begins[blockIdx.x + 1]; place++"),
+    ("an embedding's gradient replaced", "model.cu", "gradient[id * width + i] += sum", "gradient[id * width + i] = sum"),
 ]
-# mode: (flags, threads of a block, schedules)
+# mode: (flags, threads of a block by program, schedules)
 MODES = {
-    "plain": ([], "224", "0123"),
-    "thread": (["-fsanitize=thread"], "64", "02"),
-    "address": (["-fsanitize=address"], "224", "0"),
+    "plain": ([], {"steps": "224", "model": "256"}, "0123"),
+    "thread": (["-fsanitize=thread"], {"steps": "64", "model": "64"}, "02"),
+    "address": (["-fsanitize=address"], {"steps": "224", "model": "256"}, "0"),
 }
 
 
-def build(out, mode, kernels):
-    objects = [out / f"steps-{mode}.o", out / "machine.o"]
+def build(out, program, mode, kernels):
+    objects = [out / f"{program}-{mode}.o", out / "machine.o"]
     flags = COMPILE + MODES[mode][0] + [f"-I{HERE}/machine"]
     if not objects[0].exists():
-        subprocess.run(flags + [f"-I{KERNELS}", "-c", HERE / "kernels/steps.cpp", "-o", objects[0]], check=True)
-    program = out / f"mutant-{mode}"
-    command = flags + [f"-I{kernels}", HERE / "kernels/launch.cpp", *objects, "-o", program]
+        source = HERE / f"kernels/{program}.cpp"
+        subprocess.run(flags + [f"-I{KERNELS}", "-c", source, "-o", objects[0]], check=True)
+    built = out / f"mutant-{mode}"
+    command = flags + [f"-I{kernels}", HERE / "kernels/launch.cpp", *objects, "-o", built]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"a mutant does not compile:\n{done.stderr[:2000]}")
-    return program
+    return built
 
 
-def symptom(out, mode, kernels):
+def symptom(out, program, mode, kernels):
     """What a run shows that the right kernels never do; None where there is nothing."""
-    program, (_, threads, schedules) = build(out, mode, kernels), MODES[mode]
+    built, (_, threads, schedules) = build(out, program, mode, kernels), MODES[mode]
     bits = set()
     for schedule in schedules:
-        command = [program, threads] if mode != "thread" else ["setarch", os.uname().machine, "-R", program, threads]
+        command = [built, threads[program]]
+        if mode == "thread":
+            command = ["setarch", os.uname().machine, "-R", *command]
         environment = {**os.environ, "CUDA_CPU_ORDER": schedule}
         try:
             done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
@@ -113,7 +154,8 @@ def main():
         sys.exit(__doc__)
     out, wanted = Path(sys.argv[1]).resolve(), sys.argv[2:]
     for mode in MODES:
-        (out / f"steps-{mode}.o").unlink(missing_ok=True)
+        for program in ("steps", "model"):
+            (out / f"{program}-{mode}.o").unlink(missing_ok=True)
     missed, count = [], {mode: 0 for mode in MODES}
     for name, file, right, wrong in BUGS:
         if wanted and not any(part in name for part in wanted):
@@ -126,7 +168,7 @@ def main():
             sys.exit(f"mutations: {file} has no {right!r} any more (bug: {name})")
         (mutant / file).write_text(text.replace(right, wrong, 1))
         for mode in MODES:
-            told = symptom(out, mode, mutant)
+            told = symptom(out, "model" if file == "model.cu" else "steps", mode, mutant)
             if told:
                 count[mode] += 1
                 print(f"caught  {name}: {mode}: {told}", flush=True)
