@@ -7,6 +7,8 @@ use crate::ops::{Number, Values, ValuesMut};
 use rayon::prelude::*;
 
 const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+/// Where GELU has long been a straight line.
+const FLAT: f32 = 1e3;
 const CUBIC: f32 = 0.044_715;
 
 /// y = gelu(x), element by element.
@@ -110,9 +112,11 @@ kernel! {
         for ((x, dy), (dx, y)) in x.iter().zip(dy).zip(dx.iter_mut().zip(y)) {
             let x = x.widen();
             let u = SQRT_2_OVER_PI * (x + CUBIC * x * x * x);
-            let inner_slope = SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * x * x);
             let e = exp(-(2.0 * u));
             *y = Y::round(x / (1.0 + e));
+            // Beyond it the slope is 1 or 0, and x^2 would overflow. A NaN stays one.
+            let x = if x > FLAT { FLAT } else if x < -FLAT { -FLAT } else { x };
+            let inner_slope = SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * x * x);
             *dx = D::round(dy * sigmoid_product_slope(x, e, 2.0 * inner_slope));
         }
     }
@@ -266,6 +270,11 @@ mod tests {
             gelu_backward(&[100.0, -100.0, f32::NAN, 0.0][..], &[1.0; 4], &mut slopes[..], &mut [0.0; 4][..]);
             assert_eq!((slopes[0], slopes[3]), (1.0, 0.5));
             assert!(slopes[1].abs() < 1e-25 && slopes[2].is_nan(), "{slopes:?}");
+            // Also where x^2 overflows.
+            for x in [1e4, 1e12, 1e20, f32::MAX, f32::INFINITY] {
+                gelu_backward(&[x, -x][..], &[1.0; 2], &mut slopes[..2], &mut [0.0; 2][..]);
+                assert!(slopes[0] == 1.0 && slopes[1].abs() < 1e-25, "{x}: {slopes:?}");
+            }
             swiglu(&x[..], &[1.0; 4][..], &mut y[..]);
             assert_eq!((y[0], y[2], y[3]), (f32::INFINITY, 0.0, 1e30));
             assert!(y[1].is_nan());

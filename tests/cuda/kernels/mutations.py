@@ -99,6 +99,7 @@ BUGS = [
     ("a bias by row", "model.cu", "sum += bias[i % width]", "sum += bias[i / width]"),
     ("gelu's slope overflows", "model.cu", "rest > 0.0f ? 0.5f * v * rest * slope : 0.0f", "0.5f * v * rest * slope"),
     ("an element too many", "model.cu", "if (i >= count) return;\n  const float g", "if (i > count) return;\n  const float g"),
+    ("a row's filling is not zero", "model.cu", "logits[i] = i < vocabulary ? expf", "logits[i] = i <= vocabulary ? expf"),
     ("heads turned on, not back", "model.cu", "back ? -sines[pair] : sines[pair]", "sines[pair]"),
     ("heads share the wrong columns", "model.cu", "head / shape.group * shape.dim", "head % (shape.heads / shape.group) * shape.dim"),
     ("a group's first head for all", "model.cu", "shared * shape.group + g)", "shared * shape.group)"),
