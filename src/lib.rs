@@ -1,7 +1,8 @@
 //! vrtrain: pre-train small GPTs and fine-tune LLMs from a terminal, with VRAdam.
 //!
 //! The binary is a thin shell over this library. Directions of the modules (a test over the sources enforces them):
-//! `cli -> commands -> {train, eval, generate, quickstart} -> {data, model, optim, hub} -> {params, ops} -> config`.
+//! `cli -> commands -> {train, eval, generate, quickstart} -> {data, model, optim, hub} -> {params, ops} -> config`;
+//! `cuda`, below them all, starts kernels.
 
 pub mod cli;
 pub mod commands;

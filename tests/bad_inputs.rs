@@ -141,6 +141,16 @@ fn a_card_is_refused_by_a_build_that_has_no_use_for_one() {
 }
 
 #[test]
+fn tf32_is_for_cards() {
+    let case = Case::new();
+    let words = ["--set train.dtype=tf32", "only a CUDA card", "\"f32\""];
+    refuses(&mut case.pretrain(&["train.dtype=tf32", "train.device=cpu"]), &case.run_folder(), 2, &words);
+    let mut bench = vrtrain();
+    bench.args(["bench", "train", "--dtype", "tf32"]);
+    refuses(&mut bench, &case.run_folder(), 2, &["--dtype", "only a CUDA card"]);
+}
+
+#[test]
 fn a_model_that_is_not_there_cannot_be_benched() {
     let mut bench = vrtrain();
     bench.args(["bench", "train", "--init", "/no/such/model"]);

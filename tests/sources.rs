@@ -38,6 +38,13 @@ fn modules_depend_in_one_direction() {
     // What each module of src/ must not use.
     let forbidden: &[(&str, &[&str])] = &[
         ("config", &["params", "ops", "data", "model", "optim", "hub", "train", "eval", "generate", "commands", "cli"]),
+        (
+            "cuda",
+            &[
+                "config", "params", "ops", "data", "model", "optim", "hub", "train", "eval", "generate", "commands",
+                "cli",
+            ],
+        ),
         ("params", &["ops", "data", "model", "optim", "hub", "train", "eval", "generate", "commands", "cli"]),
         ("ops", &["data", "model", "optim", "hub", "train", "eval", "generate", "commands", "cli"]),
         ("data", &["params", "ops", "model", "optim", "hub", "train", "eval", "generate", "commands", "cli"]),

@@ -115,7 +115,7 @@ kernel! {
             let e = exp(-(2.0 * u));
             *y = Y::round(x / (1.0 + e));
             // Beyond it the slope is 1 or 0, and x^2 would overflow. A NaN stays one.
-            let x = if x > FLAT { FLAT } else if x < -FLAT { -FLAT } else { x };
+            let x = x.clamp(-FLAT, FLAT);
             let inner_slope = SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * x * x);
             *dx = D::round(dy * sigmoid_product_slope(x, e, 2.0 * inner_slope));
         }
