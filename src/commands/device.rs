@@ -72,7 +72,8 @@ pub fn explain(error: anyhow::Error) -> anyhow::Error {
     }
     error.context(
         "the card's memory is full: lower train.micro_batch (train.tokens_per_step may stay) or \
-         train.sequence_length, or train a smaller model; `vrtrain plan` prints what a run needs",
+         train.sequence_length, set train.recompute = \"block\", or train a smaller model; `vrtrain plan` prints what a \
+         run needs",
     )
 }
 
