@@ -102,7 +102,7 @@ BUGS = [
     ("a row's filling is not zero", "model.cu", "logits[i] = i < vocabulary ? expf", "logits[i] = i <= vocabulary ? expf"),
     ("heads turned on, not back", "model.cu", "back ? -sines[pair] : sines[pair]", "sines[pair]"),
     ("heads share the wrong columns", "model.cu", "head / shape.group * shape.dim", "head % (shape.heads / shape.group) * shape.dim"),
-    ("a group's first head for all", "model.cu", "shared * shape.group + g)", "shared * shape.group)"),
+    ("a group's first head for all", "model.cu", "shared * shape.group + g;", "shared * shape.group;"),
     ("a head's bias from the first column", "model.cu", "bias[column + i]", "bias[column - shape.first_column + i]"),
     ("an embedding's place is its token's", "model.cu", "(u64)positions[token] * width", "(u64)token * width"),
     ("an id's rows end early", "model.cu", "place < begins[blockIdx.x + 1]; place++", "place + 1 < begins[blockIdx.x + 1]; place++"),
