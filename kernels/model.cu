@@ -141,6 +141,15 @@ extern "C" __global__ void PLAIN_BLOCK add_bias_residual(unsigned count, unsigne
 
 #define GELU_ROOT 0.79788456080286535588f
 #define GELU_CUBE 0.044715f
+// Where GELU has long been a straight line.
+#define GELU_FLAT 1e3f
+// e^80, which keeps 1 - sigmoid precise and is never inf * 0.
+#define GELU_MOST 5.5406224e34f
+
+// e^(-2 u) of gelu(x) = x (1 + tanh u) / 2 = x / (1 + e^(-2 u)), which is precise in the negative tail too.
+__device__ __forceinline__ float gelu_exponential(float x) {
+  return expf(-2.0f * (GELU_ROOT * (x + GELU_CUBE * x * x * x)));
+}
 
 // before = x + bias; y = gelu(before), by its tanh form.
 extern "C" __global__ void PLAIN_BLOCK gelu_forward(unsigned count, unsigned width, const float* x, const float* bias,
@@ -149,18 +158,18 @@ extern "C" __global__ void PLAIN_BLOCK gelu_forward(unsigned count, unsigned wid
   if (i >= count) return;
   const float v = x[i] + bias[i % width];
   before[i] = v;
-  y[i] = 0.5f * v * (1.0f + tanhf(GELU_ROOT * (v + GELU_CUBE * v * v * v)));
+  y[i] = v / (1.0f + gelu_exponential(v));
 }
 
 extern "C" __global__ void PLAIN_BLOCK gelu_backward(unsigned count, const float* before, const float* dy, float* dx) {
   const unsigned i = element_of_thread();
   if (i >= count) return;
-  const float v = before[i];
-  const float t = tanhf(GELU_ROOT * (v + GELU_CUBE * v * v * v));
-  const float slope = GELU_ROOT * (1.0f + 3.0f * GELU_CUBE * v * v);
-  // Where tanh is flat, `slope` may have overflowed.
-  const float rest = 1.0f - t * t, bend = rest > 0.0f ? 0.5f * v * rest * slope : 0.0f;
-  dx[i] = dy[i] * (0.5f * (1.0f + t) + bend);
+  float v = before[i], e = gelu_exponential(v);
+  // Comparisons that a NaN passes unchanged.
+  e = e > GELU_MOST ? GELU_MOST : e;
+  v = v > GELU_FLAT ? GELU_FLAT : v < -GELU_FLAT ? -GELU_FLAT : v;
+  const float sigmoid = 1.0f / (1.0f + e), slope = 2.0f * (GELU_ROOT * (1.0f + 3.0f * GELU_CUBE * v * v));
+  dx[i] = dy[i] * (sigmoid + v * (e * sigmoid) * (sigmoid * slope));
 }
 
 // y = gate / (1 + e^-gate) * up

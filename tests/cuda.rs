@@ -205,7 +205,7 @@ fn a_card_whose_memory_is_full_is_named_with_what_to_do() {
     }
     let folder = tempfile::tempdir().expect("a scratch folder");
     // Enough for the weights and the moments, not for a batch; then for neither.
-    for bytes in ["900000", "100000"] {
+    for bytes in ["700000", "100000"] {
         let (mut command, _) = pretrain(folder.path(), bytes, "cuda:0", 1, &[]);
         let output = run(command.env("EMULATED_MEMORY", bytes));
         assert_eq!(output.status.code(), Some(1));

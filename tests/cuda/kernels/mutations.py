@@ -97,7 +97,7 @@ BUGS = [
     ("a fold forgets what was there", "model.cu", "accumulate ? into[column] + (float)sum", "accumulate ? (float)sum"),
     ("a fold in f32", "model.cu", "sum += (double)sums[chunk * width + column]", "sum = (float)(sum + sums[chunk * width + column])"),
     ("a bias by row", "model.cu", "sum += bias[i % width]", "sum += bias[i / width]"),
-    ("gelu's slope overflows", "model.cu", "rest > 0.0f ? 0.5f * v * rest * slope : 0.0f", "0.5f * v * rest * slope"),
+    ("gelu's slope overflows", "model.cu", "v = v > GELU_FLAT ? GELU_FLAT : v < -GELU_FLAT ? -GELU_FLAT : v;", ""),
     ("an element too many", "model.cu", "if (i >= count) return;\n  const float g", "if (i > count) return;\n  const float g"),
     ("a row's filling is not zero", "model.cu", "logits[i] = i < vocabulary ? expf", "logits[i] = i <= vocabulary ? expf"),
     ("heads turned on, not back", "model.cu", "back ? -sines[pair] : sines[pair]", "sines[pair]"),
