@@ -82,3 +82,20 @@ pub fn device_address<T>(device: &CudaDevice, numbers: &CudaSlice<T>) -> u64 {
     let (address, _ordered) = numbers.device_ptr(&stream);
     address
 }
+
+#[cfg(test)]
+pub mod testing {
+    use candle_core::Device;
+
+    /// The device of a test, which skips where there is none; VRTRAIN_REQUIRE_CUDA=1 makes that a failure.
+    pub fn device() -> Option<Device> {
+        match Device::new_cuda(0) {
+            Ok(device) => Some(device),
+            Err(error) => {
+                assert!(std::env::var_os("VRTRAIN_REQUIRE_CUDA").is_none(), "no CUDA device: {error}");
+                eprintln!("skipped: no CUDA device ({error})");
+                None
+            }
+        }
+    }
+}

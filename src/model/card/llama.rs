@@ -3,8 +3,6 @@
 use super::attention;
 use super::passes::{Angles, Card, Columns, NormKept};
 use super::{Blocks, Norm, Step};
-use crate::model::Batch;
-use crate::model::extent::place;
 use crate::model::llama::{LlamaConfig, LlamaParameters};
 use crate::ops::rotary::Table;
 use candle_core::{Result, Tensor};
@@ -42,12 +40,16 @@ fn linear_backward(step: &mut Step, index: usize, x: &Tensor, dy: &Tensor) -> Re
 }
 
 impl<'a> Model<'a> {
-    pub fn new(config: &'a LlamaConfig, parameters: &'a LlamaParameters, card: &Card, batch: Batch) -> Result<Self> {
-        let mut positions = Vec::new();
-        place(batch.documents, batch.extent(), &mut positions);
-        let table = Table::new(config.rope_theta, config.head_dim, batch.sequence_length(), config.rope_scaling);
+    pub fn new(
+        config: &'a LlamaConfig,
+        parameters: &'a LlamaParameters,
+        card: &Card,
+        positions: &[u32],
+    ) -> Result<Self> {
+        let reached = positions.iter().max().map_or(0, |&last| last as usize + 1);
+        let table = Table::new(config.rope_theta, config.head_dim, reached, config.rope_scaling);
         let (mut cosines, mut sines) = (Vec::new(), Vec::new());
-        for position in positions {
+        for &position in positions {
             let (row_cosines, row_sines) = table.row(position as usize);
             cosines.extend_from_slice(row_cosines);
             sines.extend_from_slice(row_sines);

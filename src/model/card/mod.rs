@@ -151,10 +151,13 @@ impl CardEngine {
 
     /// The loss, and which parameters' gradients have been written by now.
     fn run(&self, store: &ParameterStore, batch: Batch, labels: Option<Labels>) -> Result<(LossSum, Vec<bool>)> {
+        let mut positions = Vec::new();
+        place(batch.documents, batch.extent(), &mut positions);
         match &self.network {
-            Network::Gpt2(config, parameters) => self.pass(&(config, parameters), store, batch, labels),
+            Network::Gpt2(config, parameters) => self.pass(&(config, parameters), store, batch, &positions, labels),
             Network::Llama(config, parameters) => {
-                self.pass(&llama::Model::new(config, parameters, &self.card, batch)?, store, batch, labels)
+                let model = llama::Model::new(config, parameters, &self.card, &positions)?;
+                self.pass(&model, store, batch, &positions, labels)
             }
         }
     }
@@ -165,16 +168,14 @@ impl CardEngine {
         model: &B,
         store: &ParameterStore,
         batch: Batch,
+        positions: &[u32],
         labels: Option<Labels>,
     ) -> Result<(LossSum, Vec<bool>)> {
         check_ids(batch, labels.as_ref().unwrap_or(&Labels::Data), model.vocabulary())?;
-        let mut positions = Vec::new();
-        place(batch.documents, batch.extent(), &mut positions);
         let card = &self.card;
-        let standing = Standing { positions: card.ids(&positions)?, rows: batch.rows, time: batch.sequence_length() };
+        let standing = Standing { positions: card.ids(positions)?, rows: batch.rows, time: batch.sequence_length() };
         let (ids, written) = (card.ids(batch.inputs)?, store.written().to_vec());
-        let mut step = Step { card, store, written, batch, positions: &positions, ids, standing };
-        let step = &mut step;
+        let step = &mut Step { card, store, written, batch, positions, ids, standing };
 
         let mut x = model.embed(step)?;
         // Each block's input, and what it keeps.

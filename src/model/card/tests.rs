@@ -2,6 +2,7 @@
 //! tests/cuda. Where neither is there, the tests say that they skip; VRTRAIN_REQUIRE_CUDA=1 makes that a failure.
 
 use crate::config::Recompute;
+use crate::cuda::testing::device;
 use crate::model::{Batch, Documents, Engine, Head, IGNORE, Labels, LossSum, ModelShape};
 use crate::ops::product::Precision;
 use crate::params::{Layout, ParameterStore};
@@ -10,17 +11,6 @@ use anyhow::Result;
 use candle_core::Device;
 use serde_json::json;
 use std::sync::Arc;
-
-fn device() -> Option<Device> {
-    match Device::new_cuda(0) {
-        Ok(device) => Some(device),
-        Err(error) => {
-            assert!(std::env::var_os("VRTRAIN_REQUIRE_CUDA").is_none(), "no CUDA device: {error}");
-            eprintln!("skipped: no CUDA device ({error})");
-            None
-        }
-    }
-}
 
 /// Sizes that no warp, block or chunk of the kernels divides.
 fn shapes(head: Head) -> [ModelShape; 3] {

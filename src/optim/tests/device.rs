@@ -3,18 +3,8 @@
 //! that a failure.
 
 use super::*;
+use crate::cuda::testing::device;
 use crate::optim::{OptimError, Optimizer, OptimizerState, StepReport};
-
-fn device() -> Option<Device> {
-    match Device::new_cuda(0) {
-        Ok(device) => Some(device),
-        Err(error) => {
-            assert!(std::env::var_os("VRTRAIN_REQUIRE_CUDA").is_none(), "no CUDA device: {error}");
-            eprintln!("skipped: no CUDA device ({error})");
-            None
-        }
-    }
-}
 
 /// The numbers of a tensor on any device.
 fn host(tensor: &Tensor) -> Vec<f32> {
