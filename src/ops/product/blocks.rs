@@ -8,7 +8,7 @@
 use super::instructions::{Instructions, Word};
 use super::pack::{self, Part, panel_stride};
 use super::scratch;
-use super::tile::{COLUMNS, Kernel, ROWS, Rows, Tile};
+use super::tile::{COLUMNS, Fetch, Kernel, ROWS, Rows, Tile};
 use super::{Into, Matrix, Plus, Size, Threads};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -255,36 +255,36 @@ impl Job<'_> {
             let taken = panels_of(&units);
             let part = self.part(&self.own, taken.clone(), block);
             self.instructions.pack(self.word, self.own.matrix, part, own);
+            // While this thread multiplies, memory brings what it packs next.
             let next_part = next.as_ref().map(|units| self.part(&self.own, panels_of(units), block));
+            let ahead = next_part.map_or(Fetch::NOTHING, |part| pack::ahead(self.own.matrix, part));
             let steps = part.depth.div_ceil(self.word.numbers());
             let section = (units.start - before) / panels;
             let shared = self.shared.panels();
             let shared = shared * section / self.sections..shared * (section + 1) / self.sections;
-            for shared_panel in shared.clone() {
-                if let Some(part) = next_part {
-                    // While this thread multiplies, memory brings what it packs next.
-                    pack::prefetch(self.own.matrix, part, shared_panel - shared.start, shared.len());
-                }
-                for own_panel in taken.clone() {
-                    // SAFETY: both panels are packed, and the tile is of this thread's unit.
-                    unsafe {
-                        let shared_words = self.buffers[block % 2].add(self.shared.words(shared_panel));
-                        let own_words = own.as_ptr().add(self.own.words(own_panel - taken.start));
-                        match self.which {
-                            Shared::A => self.tile(block, steps, shared_panel, shared_words, own_panel, own_words),
-                            Shared::B => self.tile(block, steps, own_panel, own_words, shared_panel, shared_words),
-                        }
-                    }
+            let tiles = shared.len() * taken.len();
+            let pairs = shared.flat_map(|shared_panel| taken.clone().map(move |own_panel| (shared_panel, own_panel)));
+            for (nth, (shared_panel, own_panel)) in pairs.enumerate() {
+                let ahead = ahead.share(nth, tiles);
+                // SAFETY: both panels are packed, and the tile is of this thread's unit.
+                unsafe {
+                    let shared_words = self.buffers[block % 2].add(self.shared.words(shared_panel));
+                    let own_words = own.as_ptr().add(self.own.words(own_panel - taken.start));
+                    let (a, b) = ((shared_panel, shared_words.cast_const()), (own_panel, own_words));
+                    let (a, b) = if self.which == Shared::A { (a, b) } else { (b, a) };
+                    self.tile(block, steps, a, b, ahead);
                 }
             }
             self.multiplying.finish(units.len());
         }
     }
 
+    /// The tile of a panel of A and one of B, each with its place; `ahead` is asked for meanwhile.
+    ///
     /// # Safety
     /// The panels are packed for `steps` and no other thread touches the tile.
-    unsafe fn tile(&self, block: usize, steps: usize, row: usize, a: *const u32, column: usize, b: *const u32) {
-        let (row, column) = (row * ROWS, column * COLUMNS);
+    unsafe fn tile(&self, block: usize, steps: usize, a: (usize, *const u32), b: (usize, *const u32), ahead: Fetch) {
+        let ((row, a), (column, b)) = ((a.0 * ROWS, a.1), (b.0 * COLUMNS, b.1));
         // SAFETY: the tile begins inside C and ends where C does.
         unsafe {
             let c = self.c.add(row * self.c_row_stride + column);
@@ -298,6 +298,7 @@ impl Job<'_> {
                 scale: self.scale,
                 addend: own.or(self.plus.residual.map(|residual| (residual.as_ptr().add(row * n + column), n))),
                 bias: self.plus.bias.filter(|_| block == 0).map(|bias| bias.as_ptr().add(column)),
+                ahead,
             };
             (self.kernel)(steps, Rows::panel(a), b, &tile);
         }

@@ -5,6 +5,7 @@
 //! zeros, which add nothing to a sum.
 
 use super::scratch::LINE;
+use super::tile::Fetch;
 use super::{Matrix, Operand};
 use half::bf16;
 
@@ -132,36 +133,30 @@ pub(super) fn one_line<W: Words>(
     }
 }
 
-/// Asks memory for the `nth` of `of` equal shares of what packing `part` will read.
-pub(super) fn prefetch(from: Matrix, part: Part, nth: usize, of: usize) {
+/// What packing `part` will read.
+pub(super) fn ahead(from: Matrix, part: Part) -> Fetch {
     match from {
-        Matrix::F32(from) => prefetch_numbers(from, part, nth, of),
-        Matrix::Bf16(from) => prefetch_numbers(from, part, nth, of),
-        Matrix::F16(from) => prefetch_numbers(from, part, nth, of),
+        Matrix::F32(from) => numbers_ahead(from, part),
+        Matrix::Bf16(from) => numbers_ahead(from, part),
+        Matrix::F16(from) => numbers_ahead(from, part),
         // A quarter of bf16's bytes, and widening them takes longer than memory does.
-        Matrix::Nf4(_) => {}
+        Matrix::Nf4(_) => Fetch::NOTHING,
     }
 }
 
 #[cfg(target_arch = "x86_64")]
-fn prefetch_numbers<N>(from: Operand<N>, part: Part, nth: usize, of: usize) {
-    use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+fn numbers_ahead<N>(from: Operand<N>, part: Part) -> Fetch {
     let first =
         from.data.as_ptr().wrapping_add(part.first_line * from.row_stride + part.first_depth * from.column_stride);
-    let lines_run = from.row_stride < from.column_stride;
-    let (runs, run_stride, numbers, stride) = if lines_run {
+    let (runs, run_stride, numbers, stride) = if from.row_stride < from.column_stride {
         (part.depth, from.column_stride, part.lines, from.row_stride)
     } else {
         (part.lines, from.row_stride, part.depth, from.column_stride)
     };
-    for run in runs * nth / of..runs * (nth + 1) / of {
-        let run = first.wrapping_add(run * run_stride).cast::<u8>();
-        for byte in (0..numbers * stride * size_of::<N>()).step_by(64) {
-            // SAFETY: a prefetch of any address is harmless.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(run.wrapping_add(byte).cast()) };
-        }
-    }
+    Fetch::new(first.cast(), runs, run_stride * size_of::<N>(), numbers * stride * size_of::<N>())
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn prefetch_numbers<N>(_: Operand<N>, _: Part, _: usize, _: usize) {}
+fn numbers_ahead<N>(_: Operand<N>, _: Part) -> Fetch {
+    Fetch::NOTHING
+}

@@ -3,7 +3,7 @@
 
 use super::instructions::{Instructions, Word};
 use super::pack::{Part, panel_stride};
-use super::tile::{COLUMNS, ROWS, Rows, Tile};
+use super::tile::{COLUMNS, Fetch, ROWS, Rows, Tile};
 use super::{Into, Matrix, Operand, Precision};
 use crate::ops::simd::{Level, Set};
 use std::ops::Range;
@@ -169,6 +169,7 @@ impl Panels<'_> {
                 scale,
                 addend: (into == Into::Accumulate).then_some((c.cast_const(), c_row_stride)),
                 bias: None,
+                ahead: Fetch::NOTHING,
             };
             // SAFETY: the assertions above keep the tile inside `c`, which is exclusive, and the steps inside the panels;
             // `Packing::new` asked the processor for the instructions.

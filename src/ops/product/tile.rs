@@ -18,6 +18,54 @@ pub(super) struct Tile {
     pub addend: Option<(*const f32, usize)>,
     /// What is added to each row.
     pub bias: Option<*const f32>,
+    /// What a kernel asks memory for meanwhile.
+    pub ahead: Fetch,
+}
+
+/// Cache lines that are wanted soon: runs of `run` lines, `stride` bytes from one run to the next, and of all their lines,
+/// counted through, those of `lines`.
+///
+/// A core has few requests to memory under way at once, and a burst of them holds up the operands of a tile. So kernels ask
+/// for a share of the lines every few steps.
+#[derive(Clone, Copy)]
+pub(super) struct Fetch {
+    first: *const u8,
+    stride: usize,
+    run: usize,
+    from: usize,
+    to: usize,
+}
+
+impl Fetch {
+    pub const NOTHING: Self = Self { first: std::ptr::null(), stride: 0, run: 1, from: 0, to: 0 };
+    #[cfg(target_arch = "x86_64")]
+    const LINE: usize = 64;
+
+    /// All lines of `runs` runs of `bytes`.
+    #[cfg(target_arch = "x86_64")]
+    pub fn new(first: *const u8, runs: usize, stride: usize, bytes: usize) -> Self {
+        let run = bytes.div_ceil(Self::LINE).max(1);
+        Self { first, stride, run, from: 0, to: runs * run }
+    }
+
+    /// The `nth` of `of` equal shares.
+    #[inline(always)]
+    pub fn share(self, nth: usize, of: usize) -> Self {
+        let lines = self.to - self.from;
+        Self { from: self.from + lines * nth / of, to: self.from + lines * (nth + 1) / of, ..self }
+    }
+
+    /// Asks for them, into the second-level cache.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub fn ask(self) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        for line in self.from..self.to {
+            let line = self.first.wrapping_add(line / self.run * self.stride + line % self.run * Self::LINE);
+            // SAFETY: a prefetch of any address is harmless.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) };
+        }
+    }
 }
 
 /// The rows of A that a tile is computed from: the word of a row and a step is

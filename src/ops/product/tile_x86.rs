@@ -8,6 +8,9 @@ const WIDE: usize = 16;
 /// Lanes of a 256-bit register of f32.
 const HALF: usize = 8;
 
+/// Steps below which a tile asks for its memory at once, as there is no time to spread it.
+const SHORT: usize = 256;
+
 /// An AVX-512 kernel: 8 rows by up to three registers of columns stay in 24 accumulators; each step loads a row of the
 /// panel of B and broadcasts eight words of the panel of A.
 macro_rules! avx512_kernel {
@@ -39,32 +42,43 @@ macro_rules! avx512_kernel {
         ) {
             // SAFETY: rows and panel hold `steps` steps, and the tile may be written.
             unsafe {
-                for row in 0..tile.rows {
-                    for register in 0..REGISTERS {
-                        // The sums take long enough for these lines to arrive.
-                        _mm_prefetch::<_MM_HINT_ET0>(tile.c.wrapping_add(row * tile.row_stride + register * WIDE).cast());
-                        if let Some((addend, stride)) = tile.addend {
-                            _mm_prefetch::<_MM_HINT_T0>(addend.wrapping_add(row * stride + register * WIDE).cast());
-                        }
-                    }
-                }
                 let mut sums = [[_mm512_setzero_ps(); REGISTERS]; ROWS];
                 let starts: [_; ROWS] = a.starts(0, tile.rows);
                 let (mut first, mut b) = (a.first, b);
-                for step in 0..steps {
-                    let mut columns = [_mm512_setzero_si512(); REGISTERS];
-                    for (register, column) in columns.iter_mut().enumerate() {
-                        *column = _mm512_loadu_si512(b.add(register * WIDE).cast());
-                    }
-                    for (row, sums) in sums.iter_mut().enumerate() {
-                        let word = if ADJOINING_ROWS { *first.add(row) } else { *starts[row].add(step) };
-                        let broadcast = _mm512_set1_epi32(word as i32);
-                        for (sum, column) in sums.iter_mut().zip(columns) {
-                            *sum = $multiply_add(*sum, broadcast, column);
+                // What stands elsewhere and is added has to be read apart from C.
+                let residual = tile.addend.filter(|&(addend, _)| addend != tile.c.cast_const());
+                let stretches = if steps < SHORT { 1 } else { ROWS };
+                let mut from = 0;
+                for stretch in 0..stretches {
+                    // The lines of C in the first half, so that they are there at the end, a few at a time.
+                    let rows = 2 * ROWS / stretches;
+                    for row in (stretch * rows).min(tile.rows)..((stretch + 1) * rows).min(tile.rows) {
+                        for register in 0..REGISTERS {
+                            let column = register * WIDE;
+                            _mm_prefetch::<_MM_HINT_ET0>(tile.c.wrapping_add(row * tile.row_stride + column).cast());
+                            if let Some((residual, stride)) = residual {
+                                _mm_prefetch::<_MM_HINT_T0>(residual.wrapping_add(row * stride + column).cast());
+                            }
                         }
                     }
-                    first = first.wrapping_add(a.step_stride);
-                    b = b.add(COLUMNS);
+                    tile.ahead.share(stretch, stretches).ask();
+                    let to = steps * (stretch + 1) / stretches;
+                    for step in from..to {
+                        let mut columns = [_mm512_setzero_si512(); REGISTERS];
+                        for (register, column) in columns.iter_mut().enumerate() {
+                            *column = _mm512_loadu_si512(b.add(register * WIDE).cast());
+                        }
+                        for (row, sums) in sums.iter_mut().enumerate() {
+                            let word = if ADJOINING_ROWS { *first.add(row) } else { *starts[row].add(step) };
+                            let broadcast = _mm512_set1_epi32(word as i32);
+                            for (sum, column) in sums.iter_mut().zip(columns) {
+                                *sum = $multiply_add(*sum, broadcast, column);
+                            }
+                        }
+                        first = first.wrapping_add(a.step_stride);
+                        b = b.add(COLUMNS);
+                    }
+                    from = to;
                 }
                 let scale = _mm512_set1_ps(tile.scale);
                 for (row, sums) in sums.iter().enumerate() {
@@ -131,6 +145,7 @@ avx512_kernel!(
 /// See [`super::tile::Kernel`].
 #[target_feature(enable = "avx2,fma")]
 pub(super) unsafe fn avx2(steps: usize, a: Rows, b: *const u32, tile: &Tile) {
+    tile.ahead.ask();
     const PART_ROWS: usize = 4;
     const REGISTERS: usize = 3;
     const PART_COLUMNS: usize = REGISTERS * HALF;
