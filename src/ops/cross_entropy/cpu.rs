@@ -9,9 +9,10 @@ use half::bf16;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Rows of a chunk for a large vocabulary: enough work for the products' packing and for the pass over the head's
-/// gradient that each chunk costs.
-const CHUNK_ROWS: usize = 512;
+/// Rows of a chunk for a large vocabulary, at least and at most: enough work for the products' packing and for the pass
+/// over the head's gradient that each chunk costs. Between them their logits decide, which are kept within 256 MiB.
+const CHUNK_ROWS: [usize; 2] = [512, 1024];
+const LARGE_CHUNK_LOGITS: usize = 1 << 26;
 /// A small vocabulary takes more rows at once, up to this many logits (4 MiB).
 const CHUNK_LOGITS: usize = 1 << 20;
 /// Numbers whose e^l are summed in f32 before they join the f64 sum.
@@ -24,7 +25,9 @@ fn logit_stride(vocabulary: usize) -> usize {
 
 /// Rows of a chunk at most.
 fn most_rows(vocabulary: usize) -> usize {
-    (CHUNK_LOGITS / logit_stride(vocabulary)).max(CHUNK_ROWS)
+    let [least, most] = CHUNK_ROWS;
+    let stride = logit_stride(vocabulary);
+    (CHUNK_LOGITS / stride).max((LARGE_CHUNK_LOGITS / stride).clamp(least, most))
 }
 
 /// Rows of a chunk: chunks of nearly equal size, as few as the limits allow.

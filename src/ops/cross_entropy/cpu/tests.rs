@@ -31,8 +31,8 @@ fn run(rows: usize, vocabulary: usize, width: usize, into: Into) -> (Loss, Vec<f
 
 #[test]
 fn losses_and_gradients_match_the_reference_for_any_vocabulary_and_several_chunks() {
-    // The last shape takes three chunks of at most 512 rows.
-    for (rows, vocabulary, width) in [(1, 3, 1), (9, 17, 5), (40, 512, 16), (12, 50_257, 2), (1_100, 4_090, 3)] {
+    // The last shape takes three chunks.
+    for (rows, vocabulary, width) in [(1, 3, 1), (9, 17, 5), (40, 512, 16), (12, 50_257, 2), (2_100, 4_090, 3)] {
         let (x, weight, targets) = problem(rows, vocabulary, width);
         let (nll, dx, dhead) = reference::forward_backward(&to_f64(&x), &to_f64(&weight), width, &targets);
         let sum: f64 = nll.iter().sum();
@@ -60,13 +60,13 @@ fn losses_and_gradients_match_the_reference_for_any_vocabulary_and_several_chunk
 
 /// The places of the targets that take part: few and scattered, in runs as a conversation's, one at an end, none.
 fn masks(rows: usize) -> [Vec<usize>; 5] {
-    let run = |row: &usize| row / 37 % 3 == 1;
+    let run = |row: &usize| row / 37 % 3 != 1;
     [(0..rows).filter(|row| row % 11 == 5).collect(), (0..rows).filter(run).collect(), vec![0], vec![rows - 1], vec![]]
 }
 
 #[test]
 fn rows_that_take_no_part_have_no_gradient_and_change_none_whatever_stands_in_them() {
-    // Two chunks and more of the rows that take part, where half of them do.
+    // Two chunks of the rows that take part, where two thirds of them do.
     let (rows, vocabulary, width) = (2_600, 2_100, 6);
     let (x, weight, _) = problem(rows, vocabulary, width);
     let head = f32_head(&weight, vocabulary, width);
@@ -89,7 +89,7 @@ fn rows_that_take_no_part_have_no_gradient_and_change_none_whatever_stands_in_th
             assert!(nll_out.iter().zip(&nll).all(|(a, e)| (a - e).abs() < 4e-6), "{} rows", places.len());
             let shifted: Vec<f64> = dhead.iter().map(|v| v + base).collect();
             assert_close("dx", &dx_out, &dx, 2e-6);
-            // Sums over up to 861 rows, in f32.
+            // Sums over up to 1,739 rows, in f32.
             assert_close("dhead", &dhead_out, &shifted, 1e-5);
             let mut forward_nll = vec![7.0; rows];
             let alone = forward(&x, head, &targets, &mut forward_nll, &mut scratch).expect("good targets");
