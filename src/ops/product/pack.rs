@@ -144,7 +144,6 @@ pub(super) fn ahead(from: Matrix, part: Part) -> Fetch {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
 fn numbers_ahead<N>(from: Operand<N>, part: Part) -> Fetch {
     let first =
         from.data.as_ptr().wrapping_add(part.first_line * from.row_stride + part.first_depth * from.column_stride);
@@ -154,9 +153,4 @@ fn numbers_ahead<N>(from: Operand<N>, part: Part) -> Fetch {
         (part.lines, from.row_stride, part.depth, from.column_stride)
     };
     Fetch::new(first.cast(), runs, run_stride * size_of::<N>(), numbers * stride * size_of::<N>())
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn numbers_ahead<N>(_: Operand<N>, _: Part) -> Fetch {
-    Fetch::NOTHING
 }

@@ -38,11 +38,9 @@ pub(super) struct Fetch {
 
 impl Fetch {
     pub const NOTHING: Self = Self { first: std::ptr::null(), stride: 0, run: 1, from: 0, to: 0 };
-    #[cfg(target_arch = "x86_64")]
     const LINE: usize = 64;
 
     /// All lines of `runs` runs of `bytes`.
-    #[cfg(target_arch = "x86_64")]
     pub fn new(first: *const u8, runs: usize, stride: usize, bytes: usize) -> Self {
         let run = bytes.div_ceil(Self::LINE).max(1);
         Self { first, stride, run, from: 0, to: runs * run }
@@ -55,18 +53,30 @@ impl Fetch {
         Self { from: self.from + lines * nth / of, to: self.from + lines * (nth + 1) / of, ..self }
     }
 
+    #[inline(always)]
+    fn lines(self) -> impl Iterator<Item = *const u8> {
+        let place = move |line: usize| line / self.run * self.stride + line % self.run * Self::LINE;
+        (self.from..self.to).map(move |line| self.first.wrapping_add(place(line)))
+    }
+
     /// Asks for them, into the second-level cache.
-    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub fn ask(self) {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        for line in self.from..self.to {
-            let line = self.first.wrapping_add(line / self.run * self.stride + line % self.run * Self::LINE);
-            // SAFETY: a prefetch of any address is harmless.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) };
-        }
+        self.lines().for_each(prefetch);
     }
 }
+
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn prefetch(line: *const u8) {
+    use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+    // SAFETY: a prefetch of any address is harmless.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) };
+}
+
+/// Other processors are left to their own.
+#[cfg(not(target_arch = "x86_64"))]
+fn prefetch(_: *const u8) {}
 
 /// The rows of A that a tile is computed from: the word of a row and a step is
 /// `first[row * row_stride + step * step_stride]`, where one of the strides is 1.
@@ -140,6 +150,7 @@ impl Tile {
 /// # Safety
 /// See [`Kernel`].
 pub(super) unsafe fn portable(steps: usize, a: Rows, b: *const u32, tile: &Tile) {
+    tile.ahead.ask();
     // As many sums at a time as 16 registers of four hold.
     const PART_ROWS: usize = 4;
     const PART_COLUMNS: usize = 8;
@@ -164,5 +175,30 @@ pub(super) unsafe fn portable(steps: usize, a: Rows, b: *const u32, tile: &Tile)
                 tile.part(row, column, PART_ROWS, PART_COLUMNS).write(sums.as_flattened(), PART_COLUMNS);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_of_shares_ask_for_every_line_of_an_operand_once_and_for_no_other() {
+        // Three rows of 100 numbers, 130 apart: 400 bytes begin in seven lines each.
+        let numbers = [0.0f32; 3 * 130];
+        let first = numbers.as_ptr().cast::<u8>();
+        let all = Fetch::new(first, 3, 130 * 4, 100 * 4);
+        let expected: Vec<usize> = (0..3).flat_map(|row| (0..7).map(move |line| row * 520 + line * 64)).collect();
+        for (tiles, stretches) in [(1, 1), (4, 8), (5, 3), (40, 8)] {
+            let mut asked = vec![];
+            for tile in 0..tiles {
+                for stretch in 0..stretches {
+                    let lines = all.share(tile, tiles).share(stretch, stretches).lines();
+                    asked.extend(lines.map(|line| line.addr() - first.addr()));
+                }
+            }
+            assert_eq!(asked, expected, "{tiles} tiles of {stretches} stretches");
+        }
+        assert_eq!(Fetch::NOTHING.share(2, 3).lines().count(), 0);
     }
 }
