@@ -23,7 +23,7 @@ pub(super) struct Tile {
 }
 
 /// Cache lines that are wanted soon: runs of `run` lines, `stride` bytes from one run to the next, and of all their lines,
-/// counted through, those of `lines`.
+/// counted through, those from `from` to `to`.
 ///
 /// A core has few requests to memory under way at once, and a burst of them holds up the operands of a tile. So kernels ask
 /// for a share of the lines every few steps.
