@@ -8,7 +8,7 @@
 use super::instructions::{Instructions, Word};
 use super::pack::{self, Part, panel_stride};
 use super::scratch;
-use super::tile::{COLUMNS, Fetch, Kernel, ROWS, Rows, Tile};
+use super::tile::{COLUMNS, Fetch, Kernel, ROWS, Rows, SHORT, Tile};
 use super::{Into, Matrix, Plus, Size, Threads};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -262,10 +262,15 @@ impl Job<'_> {
             let section = (units.start - before) / panels;
             let shared = self.shared.panels();
             let shared = shared * section / self.sections..shared * (section + 1) / self.sections;
-            let tiles = shared.len() * taken.len();
+            // Tiles that ask at once do so for all tiles of their shared panel.
+            let (asking, shares) =
+                if steps < SHORT { (1, shared.len()) } else { (taken.len(), shared.len() * taken.len()) };
+            let first_shared = shared.start;
             let pairs = shared.flat_map(|shared_panel| taken.clone().map(move |own_panel| (shared_panel, own_panel)));
-            for (nth, (shared_panel, own_panel)) in pairs.enumerate() {
-                let ahead = ahead.share(nth, tiles);
+            for (shared_panel, own_panel) in pairs {
+                let (row, column) = (shared_panel - first_shared, own_panel - taken.start);
+                let share = row * asking + column;
+                let ahead = if column < asking { ahead.share(share..share + 1, shares) } else { Fetch::NOTHING };
                 // SAFETY: both panels are packed, and the tile is of this thread's unit.
                 unsafe {
                     let shared_words = self.buffers[block % 2].add(self.shared.words(shared_panel));

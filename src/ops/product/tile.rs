@@ -1,9 +1,13 @@
 //! The tile of C that a kernel computes from one panel of A and one of B, and the portable kernel.
 
+use std::ops::Range;
+
 /// Rows of a tile: lines of a panel of A.
 pub(super) const ROWS: usize = 8;
 /// Columns of a tile: lines of a panel of B.
 pub(super) const COLUMNS: usize = 48;
+/// Steps below which a tile asks for its memory at once, as there is no time to spread it.
+pub(super) const SHORT: usize = 256;
 
 /// Where a tile goes: C = scale * sum + (addend + bias).
 #[derive(Clone, Copy)]
@@ -46,23 +50,30 @@ impl Fetch {
         Self { first, stride, run, from: 0, to: runs * run }
     }
 
-    /// The `nth` of `of` equal shares.
+    /// Those `shares` of `of` equal ones.
     #[inline(always)]
-    pub fn share(self, nth: usize, of: usize) -> Self {
+    pub fn share(self, shares: Range<usize>, of: usize) -> Self {
         let lines = self.to - self.from;
-        Self { from: self.from + lines * nth / of, to: self.from + lines * (nth + 1) / of, ..self }
+        Self { from: self.from + lines * shares.start / of, to: self.from + lines * shares.end / of, ..self }
     }
 
     #[inline(always)]
     fn lines(self) -> impl Iterator<Item = *const u8> {
-        let place = move |line: usize| line / self.run * self.stride + line % self.run * Self::LINE;
-        (self.from..self.to).map(move |line| self.first.wrapping_add(place(line)))
+        let (mut run, mut line) = (self.from / self.run, self.from % self.run);
+        (self.from..self.to).map(move |_| {
+            let place = run * self.stride + line * Self::LINE;
+            (run, line) = if line + 1 == self.run { (run + 1, 0) } else { (run, line + 1) };
+            self.first.wrapping_add(place)
+        })
     }
 
     /// Asks for them, into the second-level cache.
     #[inline(always)]
     pub fn ask(self) {
-        self.lines().for_each(prefetch);
+        // Most tiles of small products have none, and a division would weigh there.
+        if self.from < self.to {
+            self.lines().for_each(prefetch);
+        }
     }
 }
 
@@ -193,12 +204,12 @@ mod tests {
             let mut asked = vec![];
             for tile in 0..tiles {
                 for stretch in 0..stretches {
-                    let lines = all.share(tile, tiles).share(stretch, stretches).lines();
+                    let lines = all.share(tile..tile + 1, tiles).share(stretch..stretch + 1, stretches).lines();
                     asked.extend(lines.map(|line| line.addr() - first.addr()));
                 }
             }
             assert_eq!(asked, expected, "{tiles} tiles of {stretches} stretches");
         }
-        assert_eq!(Fetch::NOTHING.share(2, 3).lines().count(), 0);
+        assert_eq!(Fetch::NOTHING.share(2..3, 3).lines().count(), 0);
     }
 }

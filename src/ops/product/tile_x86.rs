@@ -1,15 +1,12 @@
 //! Kernels for x86-64: AVX-512 with bf16 pairs, AVX-512 and AVX2 with f32 words.
 
-use super::tile::{COLUMNS, ROWS, Rows, Tile};
+use super::tile::{COLUMNS, ROWS, Rows, SHORT, Tile};
 use std::arch::x86_64::*;
 
 /// Lanes of a 512-bit register of f32.
 const WIDE: usize = 16;
 /// Lanes of a 256-bit register of f32.
 const HALF: usize = 8;
-
-/// Steps below which a tile asks for its memory at once, as there is no time to spread it.
-const SHORT: usize = 256;
 
 /// An AVX-512 kernel: 8 rows by up to three registers of columns stay in 24 accumulators; each step loads a row of the
 /// panel of B and broadcasts eight words of the panel of A.
@@ -47,12 +44,13 @@ macro_rules! avx512_kernel {
                 let (mut first, mut b) = (a.first, b);
                 // What stands elsewhere and is added has to be read apart from C.
                 let residual = tile.addend.filter(|&(addend, _)| addend != tile.c.cast_const());
-                let stretches = if steps < SHORT { 1 } else { ROWS };
+                // The steps in eighths, one by one or all at once.
+                let eighths = if steps < SHORT { ROWS } else { 1 };
                 let mut from = 0;
-                for stretch in 0..stretches {
+                for stretch in (0..ROWS).step_by(eighths) {
+                    let end = stretch + eighths;
                     // The lines of C in the first half, so that they are there at the end, a few at a time.
-                    let rows = 2 * ROWS / stretches;
-                    for row in (stretch * rows).min(tile.rows)..((stretch + 1) * rows).min(tile.rows) {
+                    for row in (2 * stretch).min(tile.rows)..(2 * end).min(tile.rows) {
                         for register in 0..REGISTERS {
                             let column = register * WIDE;
                             _mm_prefetch::<_MM_HINT_ET0>(tile.c.wrapping_add(row * tile.row_stride + column).cast());
@@ -61,8 +59,8 @@ macro_rules! avx512_kernel {
                             }
                         }
                     }
-                    tile.ahead.share(stretch, stretches).ask();
-                    let to = steps * (stretch + 1) / stretches;
+                    tile.ahead.share(stretch..end, ROWS).ask();
+                    let to = steps * end / ROWS;
                     for step in from..to {
                         let mut columns = [_mm512_setzero_si512(); REGISTERS];
                         for (register, column) in columns.iter_mut().enumerate() {
