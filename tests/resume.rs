@@ -150,6 +150,21 @@ fn a_finished_run_says_so_and_a_run_reads_its_own_config() {
 }
 
 #[test]
+fn a_run_killed_right_after_its_last_checkpoint_is_put_in_order_by_a_resume() {
+    let folder = tempfile::tempdir().expect("a scratch folder");
+    let config = small_config(folder.path(), 10, 2);
+    let run_folder = folder.path().join("run");
+    succeed(pretrain(&config, &run_folder).args(["--set", "train.keep_last=3"]));
+    // As the process leaves it that dies when step 10 is there and step 6 not yet gone.
+    std::fs::write(run_folder.join("latest"), "step-00000008\n").expect("a pointer that is one checkpoint old");
+    let output = succeed(pretrain(&config, &run_folder).arg("--resume"));
+    assert!(stderr(&output).contains("finished"), "{}", stderr(&output));
+    assert_eq!(std::fs::read_to_string(run_folder.join("latest")).expect("latest"), "step-00000010\n");
+    let left = |step: u32| run_folder.join(format!("checkpoints/step-{step:08}")).exists();
+    assert_eq!([left(6), left(8), left(10)], [false, true, true], "keep_last = 2");
+}
+
+#[test]
 fn changed_mathematics_are_refused_with_exit_code_2_and_nothing_changes() {
     let folder = tempfile::tempdir().expect("a scratch folder");
     let config = small_config(folder.path(), 6, 2);

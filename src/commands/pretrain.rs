@@ -68,6 +68,9 @@ fn pretrain(options: &Options) -> Result<Ending> {
         && state.pending.is_none()
     {
         eprintln!("{} is finished: {} of {} steps are done", path.display(), state.step, prepared.steps);
+        let checkpoints = Checkpoints::of_run(&path);
+        let best = state.best.map(|best| best.step).filter(|best| checkpoints.has(*best));
+        checkpoints.settle(state.step, best, prepared.config.train.keep_last)?;
         return finish(options, &path, state.step, Summary::default());
     }
 

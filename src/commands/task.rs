@@ -53,6 +53,7 @@ pub fn run(options: &Options) -> Result<Ending> {
     let step = loaded.as_ref().map_or(0, |loaded| loaded.state.step);
     if step >= steps {
         eprintln!("{} is finished: {step} of {steps} steps are done", path.display());
+        Checkpoints::of_run(&path).settle(step, None, config.keep_last)?;
         return finish(options, &path, step);
     }
     let layout = Arc::clone(problem.layout());

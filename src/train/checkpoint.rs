@@ -179,30 +179,41 @@ impl Checkpoints {
             let _ = fs::remove_dir_all(&temporary);
             return Err(error).with_context(|| format!("cannot write the checkpoint {}", target.display()));
         }
-        replace_file(&self.root.join("latest"), format!("{name}\n").as_bytes())?;
-        let best = self.root.join("best");
-        match state.best {
-            Some(Best { step, .. }) => replace_file(&best, format!("{}\n", folder_name(step)).as_bytes())?,
-            None if best.exists() => {
-                fs::remove_file(&best).with_context(|| format!("cannot remove {}", best.display()))?;
-            }
-            None => {}
-        }
-        self.prune(keep_last, state.best.map(|best| best.step))?;
+        self.settle(state.step, state.best.map(|best| best.step), keep_last)?;
         Ok(target)
     }
 
-    /// Removes all but the newest `keep_last` checkpoints and the best one, and leftovers of processes that died while
-    /// writing.
-    fn prune(&self, keep_last: usize, best: Option<u64>) -> Result<()> {
-        for step in self.steps()?.into_iter().skip(keep_last.max(1)).filter(|step| Some(*step) != best) {
-            let path = self.folder.join(folder_name(step));
+    /// Points `latest` to the checkpoint of `step` and `best` to the best one, and removes all older ones but the newest
+    /// `keep_last` and the best, and leftovers of processes that died while writing.
+    ///
+    /// A process that was killed right after a checkpoint became visible has not come to this, so a resumed run begins
+    /// with it. Where all is as it should be, nothing is written.
+    pub fn settle(&self, step: u64, best: Option<u64>, keep_last: usize) -> Result<()> {
+        self.point("latest", Some(step))?;
+        self.point("best", best)?;
+        // A newer one was passed over, for it is not valid: it must not push one out that is.
+        let known = self.steps()?.into_iter().filter(|other| *other <= step);
+        for old in known.skip(keep_last.max(1)).filter(|old| Some(*old) != best) {
+            let path = self.folder.join(folder_name(old));
             // The manifest goes first: what is left of an interrupted removal is no checkpoint.
             let _ = fs::remove_file(path.join(MANIFEST));
             fs::remove_dir_all(&path)
                 .with_context(|| format!("cannot remove the old checkpoint {}", path.display()))?;
         }
         self.remove_leftovers()
+    }
+
+    /// Makes the file `name` of the run name the checkpoint of `step`, or none.
+    fn point(&self, name: &str, step: Option<u64>) -> Result<()> {
+        let path = self.root.join(name);
+        let wanted = step.map(|step| format!("{}\n", folder_name(step)));
+        match (wanted, fs::read(&path).ok()) {
+            (Some(wanted), found) if found.as_deref() != Some(wanted.as_bytes()) => {
+                replace_file(&path, wanted.as_bytes())
+            }
+            (None, Some(_)) => fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display())),
+            _ => Ok(()),
+        }
     }
 
     /// Removes temporary folders that a killed process left.
@@ -364,6 +375,32 @@ pub fn replace_file(path: &Path, content: &[u8]) -> Result<()> {
 mod tests {
     use super::*;
     use crate::params::ParameterSpec;
+
+    #[test]
+    fn what_a_killed_process_did_not_come_to_is_made_good_and_a_torn_checkpoint_pushes_no_valid_one_out() -> Result<()>
+    {
+        let run = tempfile::tempdir()?;
+        let checkpoints = Checkpoints::of_run(run.path());
+        for name in ["step-00000002", "step-00000004", "step-00000006", "step-00000008", ".step-00000008.7.tmp"] {
+            fs::create_dir_all(run.path().join("checkpoints").join(name))?;
+        }
+        fs::write(run.path().join("latest"), "step-00000004\n")?;
+        let state = || -> Result<(Vec<u64>, String, Option<String>)> {
+            let text = |name: &str| fs::read_to_string(run.path().join(name));
+            Ok((checkpoints.steps()?, text("latest")?, text("best").ok()))
+        };
+        let latest = || "step-00000006\n".to_owned();
+        checkpoints.settle(6, Some(2), 1)?;
+        assert_eq!(state()?, (vec![8, 6, 2], latest(), Some("step-00000002\n".to_owned())));
+        assert!(!run.path().join("checkpoints/.step-00000008.7.tmp").exists());
+        checkpoints.settle(6, None, 1)?;
+        assert_eq!(state()?, (vec![8, 6], latest(), None));
+        // Nothing is written where nothing is wrong.
+        let written = fs::metadata(run.path().join("latest"))?.modified()?;
+        checkpoints.settle(6, None, 1)?;
+        assert_eq!(fs::metadata(run.path().join("latest"))?.modified()?, written);
+        Ok(())
+    }
 
     #[test]
     fn weights_and_states_that_are_not_finite_are_refused_by_name_before_they_are_saved() -> Result<()> {

@@ -101,12 +101,15 @@ impl Run<'_> {
     /// is written of a step that failed.
     pub fn train(&mut self, progress: &mut Progress, hooks: &mut Hooks) -> Result<Outcome> {
         let checkpoints = Checkpoints::of_run(self.folder.path());
-        checkpoints.remove_leftovers()?;
         // A pending record is written when its evaluation ends; it may stand there already if that was interrupted too.
         let recorded = self.step - u64::from(self.pending.is_some());
         let mut log = RunLog::open(self.folder.path(), recorded, self.events)?;
         let mut saved_at = (self.step > 0).then_some(self.step);
         self.best = self.best.filter(|best| checkpoints.has(best.step));
+        match self.step {
+            0 => checkpoints.remove_leftovers()?,
+            step => checkpoints.settle(step, self.best.map(|best| best.step), self.keep_last)?,
+        }
 
         if let Some(record) = self.pending.take() {
             if self.conclude(record, 0.0, &mut log, progress, hooks)? == Outcome::Interrupted {
