@@ -11,10 +11,10 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// Steps of each run: long enough to be caught in the middle.
-const STEPS: usize = 1500;
+const STEPS: usize = 4000;
 
 /// Records after which a run is taken to be in its middle: past its first checkpoint, far from its end.
-const MIDDLE: usize = 300;
+const MIDDLE: usize = 150;
 
 fn grid(folder: &Path) -> PathBuf {
     let text = format!(
@@ -76,13 +76,33 @@ fn wait_for_worker(study: &mut Child, run: &Path, after: usize, not: Option<u32>
     }
 }
 
+/// Waits until SIGTERM lies before a process that is held still.
+fn wait_for_word(process: u32) {
+    let begun = Instant::now();
+    let lies_there = || {
+        let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+        let pending = status.lines().find_map(|line| line.strip_prefix("ShdPnd:"))?;
+        u64::from_str_radix(pending.trim(), 16).ok().map(|signals| signals & 1 << 14 != 0)
+    };
+    while !lies_there().expect("the process is there") {
+        assert!(begun.elapsed() < Duration::from_secs(60), "the study tells its run nothing");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Disturbs the study while it makes the run at `run`, and waits for its end.
 fn disturb(command: &mut Command, run: &Path, how: Disturbance) -> Output {
     let mut study = start(command);
     let process = wait_for_worker(&mut study, run, MIDDLE, None);
     match how {
         Disturbance::WorkerKilled => signal("KILL", process),
-        Disturbance::Interrupted => signal("INT", study.id()),
+        Disturbance::Interrupted => {
+            // The study looks for signals now and then: the run is held still, or it might end before it is told to.
+            signal("STOP", process);
+            signal("INT", study.id());
+            wait_for_word(process);
+            signal("CONT", process);
+        }
         Disturbance::Killed => signal("KILL", study.id()),
     }
     study.wait_with_output().expect("the study ends")
