@@ -78,7 +78,7 @@ impl Model {
         let (block, draw) = (&self.parameters.blocks[layer], rows.draw);
         let Shared { activated, raw, scratch, .. } = shared;
         self.norm(weights, block.norm_1, x, &mut saved.normed_1, &mut saved.mean_1, &mut saved.rstd_1);
-        saved.qkv.fill(raw, |qkv| self.project(weights, block.attention_in, draw, &saved.normed_1, None, qkv));
+        self.project_stored(weights, block.attention_in, draw, &saved.normed_1, &mut saved.qkv, raw);
         timed(Part::AttentionForward, || {
             let (shape, inputs) = (self.attention(rows.extent), attention::Inputs::Fused(saved.qkv.values()));
             saved.mixed.fill(raw, |mixed| {
@@ -99,7 +99,7 @@ impl Model {
 
         let middle = &saved.middle;
         self.norm(weights, block.norm_2, middle, &mut saved.normed_2, &mut saved.mean_2, &mut saved.rstd_2);
-        saved.hidden.fill(raw, |hidden| self.project(weights, block.mlp_in, draw, &saved.normed_2, None, hidden));
+        self.project_stored(weights, block.mlp_in, draw, &saved.normed_2, &mut saved.hidden, raw);
         timed(Part::Activation, || activation::gelu(&saved.hidden, &mut *activated));
         let mask = Site::AfterMlp(layer).mask(draw, self.dropout);
         self.project_onto(weights, block.mlp_out, draw, mask, &*activated, middle, y);
@@ -275,6 +275,33 @@ impl Model {
         });
         if let Some(adapters) = &self.adapters {
             timed(Part::Adapters, || adapters.forward(layer.weight, weights, draw, x, y));
+        }
+    }
+
+    /// y = the layer's result, as it is stored for the backward pass; `raw` is working memory of its size.
+    #[allow(clippy::too_many_arguments, reason = "a layer's input and where its result goes")]
+    fn project_stored<'a>(
+        &self,
+        weights: Weights,
+        layer: LinearParameters,
+        draw: Option<Draw>,
+        x: impl Into<Numbers<'a>>,
+        y: &mut Stored,
+        raw: &mut [f32],
+    ) {
+        let x = x.into();
+        match y {
+            // An adapter adds to the layer's result, in f32.
+            Stored::Bf16(y) if self.adapters.is_none() => timed(Part::LinearForward, || {
+                linear::forward_rounded(
+                    x,
+                    self.linear_weight(weights, layer),
+                    Some(self.weight(weights, layer.bias)),
+                    y,
+                    raw,
+                );
+            }),
+            y => y.fill(raw, |y| self.project(weights, layer, draw, x, None, y)),
         }
     }
 

@@ -114,14 +114,14 @@ impl Model {
                 rotate(rows, to);
             });
         }
-        saved.value.fill(raw, |value| self.project(weights, block.value, draw, &saved.normed_1, None, value));
+        self.project_stored(weights, block.value, draw, &saved.normed_1, &mut saved.value, raw);
         timed(Part::AttentionForward, || self.attend(layer, rows, past, saved, raw, scratch));
         let mask = Site::AfterAttention(layer).mask(draw, self.dropout);
         self.project_onto(weights, block.output, draw, mask, &saved.mixed, x, &mut saved.middle);
 
         self.norm(weights, block.norm_2, &saved.middle, &mut saved.normed_2, &mut saved.rstd_2);
-        saved.gate.fill(raw, |gate| self.project(weights, block.gate, draw, &saved.normed_2, None, gate));
-        saved.up.fill(raw, |up| self.project(weights, block.up, draw, &saved.normed_2, None, up));
+        self.project_stored(weights, block.gate, draw, &saved.normed_2, &mut saved.gate, raw);
+        self.project_stored(weights, block.up, draw, &saved.normed_2, &mut saved.up, raw);
         timed(Part::Activation, || activation::swiglu(&saved.gate, &saved.up, &mut *activated));
         let mask = Site::AfterMlp(layer).mask(draw, self.dropout);
         self.project_onto(weights, block.down, draw, mask, &*activated, &saved.middle, y);
@@ -320,6 +320,27 @@ impl Model {
         timed(Part::LinearForward, || linear::forward(x, self.linear_weight(weights, layer), None, residual, y));
         if let Some(adapters) = &self.adapters {
             timed(Part::Adapters, || adapters.forward(layer, weights, draw, x, y));
+        }
+    }
+
+    /// y = the layer's result, as it is stored for the backward pass; `raw` is working memory of its size.
+    #[allow(clippy::too_many_arguments, reason = "a layer's input and where its result goes")]
+    fn project_stored<'a>(
+        &self,
+        weights: Weights,
+        layer: usize,
+        draw: Option<Draw>,
+        x: impl Into<Numbers<'a>>,
+        y: &mut Stored,
+        raw: &mut [f32],
+    ) {
+        let x = x.into();
+        match y {
+            // An adapter adds to the layer's result, in f32.
+            Stored::Bf16(y) if self.adapters.is_none() => timed(Part::LinearForward, || {
+                linear::forward_rounded(x, self.linear_weight(weights, layer), None, y, raw);
+            }),
+            y => y.fill(raw, |y| self.project(weights, layer, draw, x, None, y)),
         }
     }
 

@@ -2,10 +2,13 @@
 
 use super::few_rows::{self, FEW_ROWS};
 use super::{Dims, Orientation, Weight};
-use crate::ops::product::{self, Matrix, Numbers, Plus, Size, Threads, multiply_in, multiply_plus};
+use crate::ops::product::{
+    self, Matrix, Numbers, Plus, Size, Threads, multiply_in, multiply_plus, multiply_plus_rounded, narrow,
+};
 use crate::ops::simd::{Level, kernel};
 use crate::ops::values::each_kind;
 use crate::ops::{Gradient, Into, Number, Values};
+use half::bf16;
 use rayon::prelude::*;
 use std::borrow::Cow;
 
@@ -37,6 +40,26 @@ pub fn forward<'a>(
     }
     let (size, plus) = (Size { m: rows, k: inputs, n: outputs }, Plus { bias, residual });
     multiply_plus(precision, size, x.row_major(inputs), in_out(weight), plus, y);
+}
+
+/// [`forward`] without a residual, rounded to bf16; `raw` is working memory for [R, O].
+pub fn forward_rounded<'a>(
+    x: impl std::convert::Into<Numbers<'a>>,
+    weight: Weight,
+    bias: Option<&[f32]>,
+    y: &mut [bf16],
+    raw: &mut [f32],
+) {
+    let (x, Dims { inputs, outputs, precision, .. }) = (x.into(), weight.dims);
+    let rows = rows_of("linear", y.len(), outputs);
+    if rows <= FEW_ROWS {
+        let raw = &mut raw[..y.len()];
+        forward(x, weight, bias, None, raw);
+        return narrow(Threads::All, raw, y);
+    }
+    assert_eq!(x.len(), rows * inputs, "linear: x is not [R, I]");
+    let (size, plus) = (Size { m: rows, k: inputs, n: outputs }, Plus { bias, residual: None });
+    multiply_plus_rounded(precision, size, x.row_major(inputs), in_out(weight), plus, y, raw);
 }
 
 /// Whether a row of [`forward`] has the same bits among `many` rows as among `few` (at most as many).
@@ -130,7 +153,6 @@ mod tests {
     use super::*;
     use crate::ops::product::Precision;
     use crate::ops::testing::*;
-    use half::bf16;
 
     /// y, dx, dweight, dbias; gradients added to 0.5 where `into` accumulates.
     fn run(rows: usize, dims: Dims, residual: bool, into: Into) -> [Vec<f32>; 4] {
@@ -222,6 +244,20 @@ mod tests {
             };
             let on_the_way = run(x[..].into(), data[..].into(), (&dy).into());
             assert!(on_the_way == run(x_stored[..].into(), data_stored[..].into(), dy_stored[..].into()), "{dims:?}");
+        }
+    }
+
+    #[test]
+    fn a_result_stored_in_bf16_is_the_rounded_one_for_few_rows_and_for_many() {
+        for (rows, orientation) in [(1, Orientation::InOut), (FEW_ROWS, Orientation::OutIn), (70, Orientation::OutIn)] {
+            let dims = Dims { inputs: 50, outputs: 90, orientation, precision: Precision::Bf16 };
+            let (x, data, bias) = (normal(1, rows * 50), normal(2, 50 * 90), normal(3, 90));
+            let weight = Weight { data: data[..].into(), dims };
+            let (mut y, mut raw) = (vec![f32::NAN; rows * 90], vec![f32::NAN; rows * 90 + 7]);
+            let mut found = vec![bf16::NAN; rows * 90];
+            forward(&x, weight, Some(&bias), None, &mut y);
+            forward_rounded(&x, weight, Some(&bias), &mut found, &mut raw);
+            assert!(found.iter().zip(&y).all(|(found, y)| found.to_bits() == bf16::from_f32(*y).to_bits()), "{rows}");
         }
     }
 

@@ -12,7 +12,7 @@ mod few_rows_x86;
 pub mod reference;
 
 use super::product::{Numbers, Precision};
-pub use cpu::{backward_input, backward_weight, forward, rows_keep_their_bits};
+pub use cpu::{backward_input, backward_weight, forward, forward_rounded, rows_keep_their_bits};
 pub use few_rows::FEW_ROWS;
 
 /// How a weight lies in memory.

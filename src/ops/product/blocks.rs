@@ -4,12 +4,17 @@
 //! threads (the shared panels); then each thread takes a few panels of the other operand, packs them into its own
 //! buffer and multiplies them with all shared panels. Which thread takes which panels is left to chance; a tile of C
 //! is computed whole by one thread, block after block, so the result does not depend on it.
+//!
+//! A result in bf16 is rounded tile by tile, and never stands in memory as f32.
 
 use super::instructions::{Instructions, Word};
 use super::pack::{self, Part, panel_stride};
 use super::scratch;
 use super::tile::{COLUMNS, Fetch, Kernel, ROWS, Rows, SHORT, Tile};
 use super::{Into, Matrix, Plus, Size, Threads};
+use crate::ops::Number;
+use crate::ops::simd::{Level, kernel};
+use half::bf16;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -52,6 +57,23 @@ enum Shared {
     B,
 }
 
+/// C, whose rows are some stride apart.
+#[derive(Clone, Copy)]
+pub(super) enum Target {
+    F32(*mut f32),
+    /// Each number is rounded once, so the depth must be [`one_block`] and nothing can be accumulated.
+    Bf16(*mut bf16),
+}
+
+/// A tile on its way to bf16: [`ROWS`] rows of [`COLUMNS`].
+#[repr(align(64))]
+struct Sums([f32; ROWS * COLUMNS]);
+
+/// Whether a depth of `k` is summed in one go.
+pub(super) fn one_block(word: Word, k: usize) -> bool {
+    k.div_ceil(word.numbers()) <= MOST_STEPS
+}
+
 /// A product under way, seen by all its threads.
 struct Job<'a> {
     instructions: Instructions,
@@ -69,10 +91,11 @@ struct Job<'a> {
     sections: usize,
     threads: usize,
     scale: f32,
-    c: *mut f32,
+    c: Target,
     c_row_stride: usize,
     into: Into,
     plus: Plus<'a>,
+    level: Level,
     packing: Progress,
     multiplying: Progress,
 }
@@ -120,7 +143,7 @@ impl Progress {
 ///
 /// # Safety
 /// The operands cover their matrices, C may be written through `c`, nothing is empty, and the processor has the
-/// instructions.
+/// instructions. What [`Target`] asks for holds.
 #[allow(clippy::too_many_arguments, reason = "a product has this many operands")]
 pub(super) unsafe fn multiply(
     instructions: Instructions,
@@ -130,7 +153,7 @@ pub(super) unsafe fn multiply(
     a: Matrix,
     b: Matrix,
     scale: f32,
-    c: *mut f32,
+    c: Target,
     c_row_stride: usize,
     into: Into,
     plus: Plus,
@@ -168,6 +191,7 @@ pub(super) unsafe fn multiply(
             c_row_stride,
             into,
             plus,
+            level: Level::current(),
             packing: Progress::default(),
             multiplying: Progress::default(),
         };
@@ -244,6 +268,7 @@ impl Job<'_> {
             let to_section_end = panels - (first - before) % panels;
             (left / (2 * self.threads)).clamp(1, most_panels).min(to_section_end)
         };
+        let mut sums = Sums([0.0; ROWS * COLUMNS]);
         let limit = before + self.units();
         let mut next = self.multiplying.take(limit, most);
         while let Some(units) = next.take() {
@@ -277,7 +302,7 @@ impl Job<'_> {
                     let own_words = own.as_ptr().add(self.own.words(own_panel - taken.start));
                     let (a, b) = ((shared_panel, shared_words.cast_const()), (own_panel, own_words));
                     let (a, b) = if self.which == Shared::A { (a, b) } else { (b, a) };
-                    self.tile(block, steps, a, b, ahead);
+                    self.tile(block, steps, a, b, ahead, &mut sums);
                 }
             }
             self.multiplying.finish(units.len());
@@ -288,16 +313,28 @@ impl Job<'_> {
     ///
     /// # Safety
     /// The panels are packed for `steps` and no other thread touches the tile.
-    unsafe fn tile(&self, block: usize, steps: usize, a: (usize, *const u32), b: (usize, *const u32), ahead: Fetch) {
+    unsafe fn tile(
+        &self,
+        block: usize,
+        steps: usize,
+        a: (usize, *const u32),
+        b: (usize, *const u32),
+        ahead: Fetch,
+        sums: &mut Sums,
+    ) {
         let ((row, a), (column, b)) = ((a.0 * ROWS, a.1), (b.0 * COLUMNS, b.1));
+        let place = row * self.c_row_stride + column;
         // SAFETY: the tile begins inside C and ends where C does.
         unsafe {
-            let c = self.c.add(row * self.c_row_stride + column);
-            let own = (block > 0 || self.into == Into::Accumulate).then_some((c.cast_const(), self.c_row_stride));
+            let (c, row_stride) = match self.c {
+                Target::F32(c) => (c.add(place), self.c_row_stride),
+                Target::Bf16(_) => (sums.0.as_mut_ptr(), COLUMNS),
+            };
+            let own = (block > 0 || self.into == Into::Accumulate).then_some((c.cast_const(), row_stride));
             let n = self.size.n;
             let tile = Tile {
                 c,
-                row_stride: self.c_row_stride,
+                row_stride,
                 rows: ROWS.min(self.size.m - row),
                 columns: COLUMNS.min(n - column),
                 scale: self.scale,
@@ -306,6 +343,21 @@ impl Job<'_> {
                 ahead,
             };
             (self.kernel)(steps, Rows::panel(a), b, &tile);
+            if let Target::Bf16(c) = self.c {
+                for (row, sums) in sums.0.as_chunks::<COLUMNS>().0.iter().take(tile.rows).enumerate() {
+                    let c = c.add(place + row * self.c_row_stride);
+                    round(self.level, sums, std::slice::from_raw_parts_mut(c, tile.columns));
+                }
+            }
+        }
+    }
+}
+
+kernel! {
+    fn round(from: &[f32; COLUMNS], to: &mut [bf16]) {
+        match <&mut [bf16; COLUMNS]>::try_from(&mut *to) {
+            Ok(to) => to.iter_mut().zip(from).for_each(|(to, &from)| *to = bf16::round(from)),
+            Err(_) => to.iter_mut().zip(from).for_each(|(to, &from)| *to = bf16::round(from)),
         }
     }
 }

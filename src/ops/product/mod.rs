@@ -24,7 +24,9 @@ mod tile;
 mod tile_x86;
 mod widen;
 
+use super::ValuesMut;
 use crate::params::{FrozenTensor, Nf4};
+use blocks::Target;
 pub use convert::narrow;
 use half::{bf16, f16};
 pub use instructions::Instructions;
@@ -361,11 +363,12 @@ pub fn multiply_with(
     c_row_stride: usize,
     into: Into,
 ) {
-    let plus = Plus::default();
+    let (c, plus) = (ValuesMut::F32(c), Plus::default());
     multiply_plus_with(instructions, precision, threads, size, a, b, scale, c, c_row_stride, into, plus);
 }
 
-/// [`multiply_with`], and `plus` added where the product is not accumulated.
+/// [`multiply_with`], and `plus` added where the product is not accumulated. What goes to bf16 is rounded from f32, and
+/// must be one block of the depth, overwritten.
 #[allow(clippy::too_many_arguments, reason = "a product has this many operands")]
 fn multiply_plus_with(
     instructions: Instructions,
@@ -375,7 +378,7 @@ fn multiply_plus_with(
     a: Matrix,
     b: Matrix,
     scale: f32,
-    c: &mut [f32],
+    c: ValuesMut,
     c_row_stride: usize,
     into: Into,
     plus: Plus,
@@ -388,16 +391,23 @@ fn multiply_plus_with(
     assert!(plus.fits(m, n) && (plus.is_nothing() || into == Into::Overwrite), "what is added does not fit {size:?}");
     assert!(a.covers(m, k) && b.covers(k, n), "an operand is shorter than its matrix {size:?}");
     assert!(n <= c_row_stride && (m - 1) * c_row_stride + n <= c.len(), "the result is shorter than its matrix");
-    if k == 0 {
-        if into == Into::Overwrite {
-            c.chunks_mut(c_row_stride).take(m).for_each(|row| row[..n].fill(0.0));
-        }
-        return;
-    }
     let word = instructions.word(precision);
+    let c = match c {
+        ValuesMut::F32(c) if k == 0 => {
+            if into == Into::Overwrite {
+                c.chunks_mut(c_row_stride).take(m).for_each(|row| row[..n].fill(0.0));
+            }
+            return;
+        }
+        ValuesMut::F32(c) => Target::F32(c.as_mut_ptr()),
+        ValuesMut::Bf16(c) => {
+            assert!(k > 0 && into == Into::Overwrite && blocks::one_block(word, k), "no result for bf16: {size:?}");
+            Target::Bf16(c.as_mut_ptr())
+        }
+    };
     // SAFETY: the assertions above keep every element inside the slices, and `c` is exclusive.
     unsafe {
-        blocks::multiply(instructions, word, threads, size, a, b, scale, c.as_mut_ptr(), c_row_stride, into, plus);
+        blocks::multiply(instructions, word, threads, size, a, b, scale, c, c_row_stride, into, plus);
     }
 }
 
@@ -411,13 +421,44 @@ pub fn multiply_plus(precision: Precision, size: Size, a: Matrix, b: Matrix, plu
     if c.is_empty() {
         return;
     }
-    let all_f32 = precision == Precision::F32 && matches!((a, b), (Matrix::F32(_), Matrix::F32(_)));
-    if k == 0 || (all_f32 && !own_kernel_is_faster(size)) {
+    if k == 0 || !is_ours(precision, size, a, b) {
         let into = plus.preset(c, n);
         return multiply_in(precision, Threads::All, size, a, b, 1.0, c, n, into);
     }
     let (instructions, into) = (Instructions::best(), Into::Overwrite);
-    multiply_plus_with(instructions, precision, Threads::All, size, a, b, 1.0, c, n, into, plus);
+    multiply_plus_with(instructions, precision, Threads::All, size, a, b, 1.0, ValuesMut::F32(c), n, into, plus);
+}
+
+/// [`multiply_plus`] rounded to bf16, nearest even: bit for bit as by [`narrow`]. `raw` holds the f32 numbers where they
+/// cannot be rounded as they are found; at least m n long.
+///
+/// # Panics
+/// When a slice has not the size of its matrix.
+pub fn multiply_plus_rounded(
+    precision: Precision,
+    size: Size,
+    a: Matrix,
+    b: Matrix,
+    plus: Plus,
+    c: &mut [bf16],
+    raw: &mut [f32],
+) {
+    let Size { m, k, n } = size;
+    assert!(c.len() == m * n, "the result is not {m} x {n}");
+    let instructions = Instructions::best();
+    if k > 0 && is_ours(precision, size, a, b) && blocks::one_block(instructions.word(precision), k) {
+        let (c, into) = (ValuesMut::Bf16(c), Into::Overwrite);
+        return multiply_plus_with(instructions, precision, Threads::All, size, a, b, 1.0, c, n, into, plus);
+    }
+    let raw = &mut raw[..m * n];
+    multiply_plus(precision, size, a, b, plus, raw);
+    narrow(Threads::All, raw, c);
+}
+
+/// Whether a product runs on our own kernels.
+fn is_ours(precision: Precision, size: Size, a: Matrix, b: Matrix) -> bool {
+    let all_f32 = precision == Precision::F32 && matches!((a, b), (Matrix::F32(_), Matrix::F32(_)));
+    !all_f32 || own_kernel_is_faster(size)
 }
 
 #[cfg(test)]

@@ -351,7 +351,7 @@ fn bias_and_residual_are_added_as_by_accumulating_onto_them() {
                         let into = plus.preset(&mut expected, n);
                         let (a, b) = (a.into(), b.into());
                         multiply_with(instructions, precision, threads, size, a, b, 1.0, &mut expected, n, into);
-                        let c = &mut found;
+                        let c = ValuesMut::F32(&mut found);
                         let into = Into::Overwrite;
                         multiply_plus_with(instructions, precision, threads, size, a, b, 1.0, c, n, into, plus);
                         let [expected, found] =
@@ -362,4 +362,80 @@ fn bias_and_residual_are_added_as_by_accumulating_onto_them() {
             }
         }
     }
+}
+
+#[test]
+fn results_in_bf16_are_the_rounded_results_in_f32_on_every_path() {
+    // Tiles whole and cut; k = 1,600 is more than one block of the depth, and goes by way of f32.
+    for (m, k, n) in [(1, 7, 1), (40, 300, 130), (67, 1100, 49), (130, 64, 48), (33, 1600, 50)] {
+        let (x, y, bias, residual) = (numbers(m * k, 1), numbers(k * n, 2), numbers(n, 3), numbers(m * n, 4));
+        let (x16, y16) = (round(&x), round(&y));
+        let size = Size { m, k, n };
+        let plus = [
+            Plus::default(),
+            Plus { bias: Some(&bias), residual: None },
+            Plus { bias: None, residual: Some(&residual) },
+        ];
+        for (plus, precision) in plus.into_iter().flat_map(|plus| [Precision::F32, Precision::Bf16].map(|p| (plus, p)))
+        {
+            for (a, b) in [
+                (Matrix::F32(Operand::row_major(&x, k)), Matrix::F32(Operand::row_major(&y, n))),
+                (Matrix::Bf16(Operand::row_major(&x16, k)), Matrix::Bf16(Operand::row_major(&y16, n))),
+            ] {
+                let (mut found, mut raw) = (vec![bf16::NAN; m * n], vec![f32::NAN; m * n + 5]);
+                multiply_plus_rounded(precision, size, a, b, plus, &mut found, &mut raw);
+                let mut exact = vec![f32::NAN; m * n];
+                multiply_plus(precision, size, a, b, plus, &mut exact);
+                assert!(found == round(&exact), "{size:?} {precision:?} {plus:?}");
+                for instructions in Instructions::available() {
+                    if !blocks::one_block(instructions.word(precision), k) {
+                        continue;
+                    }
+                    for threads in [Threads::One, Threads::All] {
+                        let run = |c| {
+                            multiply_plus_with(
+                                instructions,
+                                precision,
+                                threads,
+                                size,
+                                a,
+                                b,
+                                0.7,
+                                c,
+                                n,
+                                Into::Overwrite,
+                                plus,
+                            )
+                        };
+                        found.fill(bf16::NAN);
+                        run(ValuesMut::Bf16(&mut found));
+                        run(ValuesMut::F32(&mut exact));
+                        assert!(found == round(&exact), "{size:?} {precision:?} {instructions:?} {threads:?}");
+                    }
+                }
+            }
+        }
+    }
+    let infinite = [f32::INFINITY, f32::NAN, 1e-40, 3.4e38];
+    let mut found = [bf16::ZERO; 4];
+    let (one, row) = (Operand::row_major(&[1.0f32], 1), Operand::row_major(&infinite[..], 4));
+    let (size, c) = (Size { m: 1, k: 1, n: 4 }, ValuesMut::Bf16(&mut found));
+    multiply_plus_with(
+        Instructions::best(),
+        Precision::F32,
+        Threads::One,
+        size,
+        one.into(),
+        row.into(),
+        1.0,
+        c,
+        4,
+        Into::Overwrite,
+        Plus::default(),
+    );
+    let bits = found.map(bf16::to_bits);
+    assert!(
+        bits[0] == 0x7f80 && found[1].is_nan() && bits[2..] == [bf16::from_f32(1e-40).to_bits(), 0x7f80],
+        "{found:?}"
+    );
 }
