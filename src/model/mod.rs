@@ -15,6 +15,7 @@ mod init;
 pub mod llama;
 #[cfg(test)]
 mod precision_tests;
+mod projection;
 mod prompts;
 mod reading;
 mod shape;

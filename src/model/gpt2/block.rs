@@ -4,12 +4,13 @@ use super::{Gpt2Config, Gpt2Parameters, LinearParameters, NormParameters};
 use crate::model::adapter::Adapters;
 use crate::model::dropout::{Site, dropped};
 use crate::model::extent::{Extent, Rows};
+use crate::model::projection::Projection;
 use crate::model::reading;
 use crate::model::stored::Stored;
-use crate::ops::dropout::{self, Draw, Mask};
+use crate::ops::dropout::Draw;
 use crate::ops::product::{Numbers, Precision};
 use crate::ops::profile::{Part, timed};
-use crate::ops::{Gradient, Values, ValuesMut, activation, attention, cross_entropy, layer_norm, linear};
+use crate::ops::{Gradient, ValuesMut, activation, attention, cross_entropy, layer_norm, linear};
 use crate::params::{GradientSlots, Layout, Weights};
 use std::sync::Arc;
 
@@ -76,9 +77,10 @@ impl Model {
         shared: &mut Shared,
     ) {
         let (block, draw) = (&self.parameters.blocks[layer], rows.draw);
+        let project = |layer| self.projection(weights, layer, draw);
         let Shared { activated, raw, scratch, .. } = shared;
         self.norm(weights, block.norm_1, x, &mut saved.normed_1, &mut saved.mean_1, &mut saved.rstd_1);
-        self.project_stored(weights, block.attention_in, draw, &saved.normed_1, &mut saved.qkv, raw);
+        project(block.attention_in).forward_stored(&saved.normed_1, &mut saved.qkv, raw);
         timed(Part::AttentionForward, || {
             let (shape, inputs) = (self.attention(rows.extent), attention::Inputs::Fused(saved.qkv.values()));
             saved.mixed.fill(raw, |mixed| {
@@ -95,14 +97,14 @@ impl Model {
             });
         });
         let mask = Site::AfterAttention(layer).mask(draw, self.dropout);
-        self.project_onto(weights, block.attention_out, draw, mask, &saved.mixed, x, &mut saved.middle);
+        project(block.attention_out).forward_onto(&saved.mixed, mask, x, &mut saved.middle);
 
         let middle = &saved.middle;
         self.norm(weights, block.norm_2, middle, &mut saved.normed_2, &mut saved.mean_2, &mut saved.rstd_2);
-        self.project_stored(weights, block.mlp_in, draw, &saved.normed_2, &mut saved.hidden, raw);
+        project(block.mlp_in).forward_stored(&saved.normed_2, &mut saved.hidden, raw);
         timed(Part::Activation, || activation::gelu(&saved.hidden, &mut *activated));
         let mask = Site::AfterMlp(layer).mask(draw, self.dropout);
-        self.project_onto(weights, block.mlp_out, draw, mask, &*activated, middle, y);
+        project(block.mlp_out).forward_onto(&*activated, mask, middle, y);
     }
 
     /// Turns `d_stream`, the gradient of the block's output, into the gradient of its input `x`.
@@ -121,26 +123,27 @@ impl Model {
         let Shared { activated, raw, d_narrow, d_qkv, d_hidden, scratch } = shared;
         use Gradient as To;
         let (block, draw, width) = (&self.parameters.blocks[layer], rows.draw, self.config.n_embd);
+        let project = |layer| self.projection(weights, layer, draw);
         let dy = dropped(Site::AfterMlp(layer).mask(draw, self.dropout), d_stream, width, d_narrow);
         let d_activated = &mut raw[..activated.values().len()];
         if self.adapters.is_some() {
             // What passes through an adapter depends on the layer's input.
             timed(Part::Activation, || activation::gelu(&saved.hidden, &mut *activated));
         }
-        self.input_gradient(weights, slots, block.mlp_out, draw, &*activated, dy, d_activated);
+        project(block.mlp_out).input_gradient(slots, &*activated, dy, To::overwrite(d_activated));
         timed(Part::Activation, || {
             activation::gelu_backward(&saved.hidden, d_activated, &mut *d_hidden, &mut *activated);
         });
-        self.weight_gradient(slots, block.mlp_out, &*activated, dy);
-        self.input_gradient(weights, slots, block.mlp_in, draw, &saved.normed_2, &*d_hidden, d_narrow);
-        self.weight_gradient(slots, block.mlp_in, &saved.normed_2, &*d_hidden);
+        project(block.mlp_out).weight_gradient(slots, &*activated, dy);
+        project(block.mlp_in).input_gradient(slots, &saved.normed_2, &*d_hidden, To::overwrite(d_narrow));
+        project(block.mlp_in).weight_gradient(slots, &saved.normed_2, &*d_hidden);
         let statistics = (&saved.mean_2[..], &saved.rstd_2[..]);
         let d_middle = To::accumulate(&mut *d_stream);
         self.norm_backward(weights, slots, block.norm_2, &saved.middle, statistics, d_narrow, d_middle, scratch);
 
         let dy = dropped(Site::AfterAttention(layer).mask(draw, self.dropout), d_stream, width, raw);
-        self.input_gradient(weights, slots, block.attention_out, draw, &saved.mixed, dy, d_narrow);
-        self.weight_gradient(slots, block.attention_out, &saved.mixed, dy);
+        project(block.attention_out).input_gradient(slots, &saved.mixed, dy, To::overwrite(d_narrow));
+        project(block.attention_out).weight_gradient(slots, &saved.mixed, dy);
         timed(Part::AttentionBackward, || {
             let saved = attention::Saved {
                 inputs: attention::Inputs::Fused(saved.qkv.values()),
@@ -151,8 +154,8 @@ impl Model {
             let (shape, gradients) = (self.attention(rows.extent), attention::InputGradients::Fused(d_qkv));
             attention::backward(shape, shape.scale(), saved, d_narrow, gradients, scratch);
         });
-        self.input_gradient(weights, slots, block.attention_in, draw, &saved.normed_1, &*d_qkv, d_narrow);
-        self.weight_gradient(slots, block.attention_in, &saved.normed_1, &*d_qkv);
+        project(block.attention_in).input_gradient(slots, &saved.normed_1, &*d_qkv, To::overwrite(d_narrow));
+        project(block.attention_in).weight_gradient(slots, &saved.normed_1, &*d_qkv);
         let statistics = (&saved.mean_1[..], &saved.rstd_1[..]);
         self.norm_backward(weights, slots, block.norm_1, x, statistics, d_narrow, To::accumulate(d_stream), scratch);
     }
@@ -174,6 +177,23 @@ impl Model {
 
     pub fn matrix<'a>(&self, weights: Weights<'a>, index: usize) -> Numbers<'a> {
         reading::matrix(&self.layout, weights, self.precision, index)
+    }
+
+    /// A linear layer of a block; `draw` is what its adapter drops.
+    pub fn projection<'a>(
+        &'a self,
+        weights: Weights<'a>,
+        layer: LinearParameters,
+        draw: Option<Draw>,
+    ) -> Projection<'a> {
+        Projection {
+            weights,
+            index: layer.weight,
+            weight: self.linear_weight(weights, layer),
+            bias: Some((layer.bias, self.weight(weights, layer.bias))),
+            adapters: self.adapters.as_ref(),
+            draw,
+        }
     }
 
     fn linear_weight<'a>(&self, weights: Weights<'a>, layer: LinearParameters) -> linear::Weight<'a> {
@@ -257,108 +277,5 @@ impl Model {
             }
         };
         timed(Part::Norm, || layer_norm::backward(saved, dy, dx, d_weight, d_bias, scratch));
-    }
-
-    /// y = x W + bias (+ residual), with the layer's adapter if it has one.
-    pub fn project<'a>(
-        &self,
-        weights: Weights,
-        layer: LinearParameters,
-        draw: Option<Draw>,
-        x: impl Into<Numbers<'a>>,
-        residual: Option<&[f32]>,
-        y: &mut [f32],
-    ) {
-        let x = x.into();
-        timed(Part::LinearForward, || {
-            linear::forward(x, self.linear_weight(weights, layer), Some(self.weight(weights, layer.bias)), residual, y)
-        });
-        if let Some(adapters) = &self.adapters {
-            timed(Part::Adapters, || adapters.forward(layer.weight, weights, draw, x, y));
-        }
-    }
-
-    /// y = the layer's result, as it is stored for the backward pass; `raw` is working memory of its size.
-    #[allow(clippy::too_many_arguments, reason = "a layer's input and where its result goes")]
-    fn project_stored<'a>(
-        &self,
-        weights: Weights,
-        layer: LinearParameters,
-        draw: Option<Draw>,
-        x: impl Into<Numbers<'a>>,
-        y: &mut Stored,
-        raw: &mut [f32],
-    ) {
-        let x = x.into();
-        match y {
-            // An adapter adds to the layer's result, in f32.
-            Stored::Bf16(y) if self.adapters.is_none() => timed(Part::LinearForward, || {
-                linear::forward_rounded(
-                    x,
-                    self.linear_weight(weights, layer),
-                    Some(self.weight(weights, layer.bias)),
-                    y,
-                    raw,
-                );
-            }),
-            y => y.fill(raw, |y| self.project(weights, layer, draw, x, None, y)),
-        }
-    }
-
-    /// y = residual + the layer's result under the mask.
-    #[allow(clippy::too_many_arguments, reason = "a layer's input, its mask and what it is added to")]
-    fn project_onto<'a>(
-        &self,
-        weights: Weights,
-        layer: LinearParameters,
-        draw: Option<Draw>,
-        mask: Option<Mask>,
-        x: impl Into<Numbers<'a>>,
-        residual: &[f32],
-        y: &mut [f32],
-    ) {
-        match mask {
-            None => self.project(weights, layer, draw, x, Some(residual), y),
-            Some(mask) => {
-                self.project(weights, layer, draw, x, None, y);
-                timed(Part::Activation, || dropout::add_to(mask, residual, self.config.n_embd, y));
-            }
-        }
-    }
-
-    /// dx = dy W^T, and what passes through the layer's adapter, whose own gradients come with it.
-    #[allow(clippy::too_many_arguments, reason = "a layer's input and gradients")]
-    fn input_gradient<'a>(
-        &self,
-        weights: Weights,
-        slots: &mut GradientSlots,
-        layer: LinearParameters,
-        draw: Option<Draw>,
-        x: impl Into<Numbers<'a>>,
-        dy: impl Into<Values<'a>>,
-        dx: &mut [f32],
-    ) {
-        let (weight, dy) = (self.linear_weight(weights, layer), dy.into());
-        timed(Part::LinearInputGradient, || linear::backward_input(dy, weight, Gradient::overwrite(dx)));
-        if let Some(adapters) = &self.adapters {
-            timed(Part::Adapters, || adapters.backward(layer.weight, weights, slots, draw, x, dy, dx));
-        }
-    }
-
-    /// The gradients of a linear layer's weight and bias, unless they are frozen.
-    fn weight_gradient<'a>(
-        &self,
-        slots: &mut GradientSlots,
-        layer: LinearParameters,
-        x: impl Into<Numbers<'a>>,
-        dy: impl Into<Values<'a>>,
-    ) {
-        if self.adapters.is_some() {
-            return;
-        }
-        let (dweight, dbias) = slots.pair(layer.weight, layer.bias);
-        timed(Part::LinearWeightGradient, || {
-            linear::backward_weight(x, dy, self.dims(layer), dweight.into(), Some(dbias.into()));
-        });
     }
 }

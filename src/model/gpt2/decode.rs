@@ -90,18 +90,18 @@ impl Gpt2Cpu {
 
         for (layer, block) in model.parameters.blocks.iter().enumerate() {
             model.norm(weights, block.norm_1, stream, &mut *normed, mean, rstd);
-            model.project(weights, block.attention_in, None, &*normed, None, qkv);
+            model.projection(weights, block.attention_in, None).forward(&*normed, None, qkv);
             for (place, (row, &(sequence, position))) in qkv.chunks_exact(3 * width).zip(&newest).enumerate() {
                 let (key, value) = row[width..].split_at(width);
                 cache.put(layer, sequence, position, key, value);
                 query[place * width..][..width].copy_from_slice(&row[..width]);
             }
             attention::decode(shape, shape.scale(), query, cache.layer(layer), mixed, scratch);
-            model.project(weights, block.attention_out, None, &*mixed, Some(stream), residual);
+            model.projection(weights, block.attention_out, None).forward(&*mixed, Some(stream), residual);
             model.norm(weights, block.norm_2, residual, &mut *normed, mean, rstd);
-            model.project(weights, block.mlp_in, None, &*normed, None, hidden);
+            model.projection(weights, block.mlp_in, None).forward(&*normed, None, hidden);
             activation::gelu(&*hidden, &mut *activated);
-            model.project(weights, block.mlp_out, None, &*activated, Some(residual), stream);
+            model.projection(weights, block.mlp_out, None).forward(&*activated, Some(residual), stream);
         }
         model.norm(weights, model.parameters.norm_final, stream, &mut *normed, mean, rstd);
         self.head_logits(weights, &self.decoding.normed, logits);

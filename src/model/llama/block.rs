@@ -5,14 +5,15 @@ use crate::model::KeyValueCache;
 use crate::model::adapter::Adapters;
 use crate::model::dropout::{Site, dropped};
 use crate::model::extent::Rows;
+use crate::model::projection::Projection;
 use crate::model::prompts::Fill;
 use crate::model::reading;
 use crate::model::stored::Stored;
-use crate::ops::dropout::{self, Draw, Mask};
+use crate::ops::dropout::Draw;
 use crate::ops::product::{Numbers, Precision};
 use crate::ops::profile::{Part, timed};
 use crate::ops::rotary::{self, Direction};
-use crate::ops::{Gradient, Values, ValuesMut, activation, attention, cross_entropy, linear, rms_norm};
+use crate::ops::{Gradient, ValuesMut, activation, attention, cross_entropy, linear, rms_norm};
 use crate::params::{GradientSlots, Layout, Weights};
 use std::sync::Arc;
 
@@ -101,6 +102,7 @@ impl Model {
         shared: &mut Shared,
     ) {
         let (block, draw) = (&self.parameters.blocks[layer], rows.draw);
+        let project = |layer| self.projection(weights, layer, draw);
         let Shared { activated, raw, scratch, .. } = shared;
         self.norm(weights, block.norm_1, x, &mut saved.normed_1, &mut saved.rstd_1);
         let rotate = |rows: Rows, heads: &mut [f32]| {
@@ -110,21 +112,21 @@ impl Model {
         };
         for (to, from) in [(&mut saved.query, block.query), (&mut saved.key, block.key)] {
             to.fill(raw, |to| {
-                self.project(weights, from, draw, &saved.normed_1, None, to);
+                project(from).forward(&saved.normed_1, None, to);
                 rotate(rows, to);
             });
         }
-        self.project_stored(weights, block.value, draw, &saved.normed_1, &mut saved.value, raw);
+        project(block.value).forward_stored(&saved.normed_1, &mut saved.value, raw);
         timed(Part::AttentionForward, || self.attend(layer, rows, past, saved, raw, scratch));
         let mask = Site::AfterAttention(layer).mask(draw, self.dropout);
-        self.project_onto(weights, block.output, draw, mask, &saved.mixed, x, &mut saved.middle);
+        project(block.output).forward_onto(&saved.mixed, mask, x, &mut saved.middle);
 
         self.norm(weights, block.norm_2, &saved.middle, &mut saved.normed_2, &mut saved.rstd_2);
-        self.project_stored(weights, block.gate, draw, &saved.normed_2, &mut saved.gate, raw);
-        self.project_stored(weights, block.up, draw, &saved.normed_2, &mut saved.up, raw);
+        project(block.gate).forward_stored(&saved.normed_2, &mut saved.gate, raw);
+        project(block.up).forward_stored(&saved.normed_2, &mut saved.up, raw);
         timed(Part::Activation, || activation::swiglu(&saved.gate, &saved.up, &mut *activated));
         let mask = Site::AfterMlp(layer).mask(draw, self.dropout);
-        self.project_onto(weights, block.down, draw, mask, &*activated, &saved.middle, y);
+        project(block.down).forward_onto(&*activated, mask, &saved.middle, y);
     }
 
     /// Turns `d_stream`, the gradient of the block's output, into the gradient of its input `x`.
@@ -143,6 +145,7 @@ impl Model {
         let Shared { activated, raw, d_normed, d_mixed, d_query, d_key, d_value, d_gate, d_up, scratch } = shared;
         use Gradient as To;
         let (block, draw, width) = (&self.parameters.blocks[layer], rows.draw, self.config.n_embd);
+        let project = |layer| self.projection(weights, layer, draw);
         let dy = dropped(Site::AfterMlp(layer).mask(draw, self.dropout), d_stream, width, d_normed);
         let d_activated = &mut raw[..activated.values().len()];
         if self.adapters.is_some() {
@@ -150,7 +153,7 @@ impl Model {
             timed(Part::Activation, || activation::swiglu(&saved.gate, &saved.up, &mut *activated));
         }
         let to = To::overwrite(d_activated);
-        self.input_gradient(weights, slots, block.down, draw, &*activated, dy, to);
+        project(block.down).input_gradient(slots, &*activated, dy, to);
         timed(Part::Activation, || {
             let (dgate, dup, y) = (d_gate.values_mut(), d_up.values_mut(), activated.values_mut());
             activation::swiglu_backward(
@@ -160,17 +163,17 @@ impl Model {
                 activation::SwigluGradients { dgate, dup, y },
             );
         });
-        self.weight_gradient(slots, block.down, &*activated, dy);
-        self.input_gradient(weights, slots, block.gate, draw, &saved.normed_2, &*d_gate, To::overwrite(d_normed));
-        self.weight_gradient(slots, block.gate, &saved.normed_2, &*d_gate);
-        self.input_gradient(weights, slots, block.up, draw, &saved.normed_2, &*d_up, To::accumulate(d_normed));
-        self.weight_gradient(slots, block.up, &saved.normed_2, &*d_up);
+        project(block.down).weight_gradient(slots, &*activated, dy);
+        project(block.gate).input_gradient(slots, &saved.normed_2, &*d_gate, To::overwrite(d_normed));
+        project(block.gate).weight_gradient(slots, &saved.normed_2, &*d_gate);
+        project(block.up).input_gradient(slots, &saved.normed_2, &*d_up, To::accumulate(d_normed));
+        project(block.up).weight_gradient(slots, &saved.normed_2, &*d_up);
         let input = (&saved.middle[..], &saved.rstd_2[..]);
         self.norm_backward(weights, slots, block.norm_2, input, d_normed, To::accumulate(d_stream), scratch);
 
         let dy = dropped(Site::AfterAttention(layer).mask(draw, self.dropout), d_stream, width, raw);
-        self.input_gradient(weights, slots, block.output, draw, &saved.mixed, dy, To::overwrite(d_mixed));
-        self.weight_gradient(slots, block.output, &saved.mixed, dy);
+        project(block.output).input_gradient(slots, &saved.mixed, dy, To::overwrite(d_mixed));
+        project(block.output).weight_gradient(slots, &saved.mixed, dy);
         timed(Part::AttentionBackward, || {
             let shape = self.config.attention(rows.extent);
             let (inputs, y) = (saved.attention_inputs(), saved.mixed.values());
@@ -184,8 +187,8 @@ impl Model {
         let inputs = [(block.query, &*d_query), (block.key, &*d_key), (block.value, &*d_value)];
         for (place, (layer, dy)) in inputs.into_iter().enumerate() {
             let to = Gradient { data: d_normed, into: (place > 0).into() };
-            self.input_gradient(weights, slots, layer, draw, &saved.normed_1, dy, to);
-            self.weight_gradient(slots, layer, &saved.normed_1, dy);
+            project(layer).input_gradient(slots, &saved.normed_1, dy, to);
+            project(layer).weight_gradient(slots, &saved.normed_1, dy);
         }
         let input = (x, &saved.rstd_1[..]);
         self.norm_backward(weights, slots, block.norm_1, input, d_normed, To::accumulate(d_stream), scratch);
@@ -262,6 +265,18 @@ impl Model {
         reading::matrix(&self.layout, weights, self.precision, index)
     }
 
+    /// A linear layer of a block; `draw` is what its adapter drops.
+    fn projection<'a>(&'a self, weights: Weights<'a>, layer: usize, draw: Option<Draw>) -> Projection<'a> {
+        Projection {
+            weights,
+            index: layer,
+            weight: self.linear_weight(weights, layer),
+            bias: None,
+            adapters: self.adapters.as_ref(),
+            draw,
+        }
+    }
+
     pub fn linear_weight<'a>(&self, weights: Weights<'a>, index: usize) -> linear::Weight<'a> {
         linear::Weight { data: self.matrix(weights, index), dims: self.dims(index) }
     }
@@ -304,99 +319,5 @@ impl Model {
         let saved = rms_norm::Saved { x, weight: self.weight(weights, norm), rstd };
         let d_weight = self.adapters.is_none().then(|| slots.slot(norm).into());
         timed(Part::Norm, || rms_norm::backward(saved, dy, dx, d_weight, scratch));
-    }
-
-    /// y = x W (+ residual), with the layer's adapter if it has one.
-    fn project<'a>(
-        &self,
-        weights: Weights,
-        layer: usize,
-        draw: Option<Draw>,
-        x: impl Into<Numbers<'a>>,
-        residual: Option<&[f32]>,
-        y: &mut [f32],
-    ) {
-        let x = x.into();
-        timed(Part::LinearForward, || linear::forward(x, self.linear_weight(weights, layer), None, residual, y));
-        if let Some(adapters) = &self.adapters {
-            timed(Part::Adapters, || adapters.forward(layer, weights, draw, x, y));
-        }
-    }
-
-    /// y = the layer's result, as it is stored for the backward pass; `raw` is working memory of its size.
-    #[allow(clippy::too_many_arguments, reason = "a layer's input and where its result goes")]
-    fn project_stored<'a>(
-        &self,
-        weights: Weights,
-        layer: usize,
-        draw: Option<Draw>,
-        x: impl Into<Numbers<'a>>,
-        y: &mut Stored,
-        raw: &mut [f32],
-    ) {
-        let x = x.into();
-        match y {
-            // An adapter adds to the layer's result, in f32.
-            Stored::Bf16(y) if self.adapters.is_none() => timed(Part::LinearForward, || {
-                linear::forward_rounded(x, self.linear_weight(weights, layer), None, y, raw);
-            }),
-            y => y.fill(raw, |y| self.project(weights, layer, draw, x, None, y)),
-        }
-    }
-
-    /// y = residual + the layer's result under the mask.
-    #[allow(clippy::too_many_arguments, reason = "a layer's input, its mask and what it is added to")]
-    fn project_onto<'a>(
-        &self,
-        weights: Weights,
-        layer: usize,
-        draw: Option<Draw>,
-        mask: Option<Mask>,
-        x: impl Into<Numbers<'a>>,
-        residual: &[f32],
-        y: &mut [f32],
-    ) {
-        match mask {
-            None => self.project(weights, layer, draw, x, Some(residual), y),
-            Some(mask) => {
-                self.project(weights, layer, draw, x, None, y);
-                timed(Part::Activation, || dropout::add_to(mask, residual, self.config.n_embd, y));
-            }
-        }
-    }
-
-    /// dx (+)= dy W^T, and what passes through the layer's adapter, whose own gradients come with it.
-    #[allow(clippy::too_many_arguments, reason = "a layer's input and gradients")]
-    fn input_gradient<'a>(
-        &self,
-        weights: Weights,
-        slots: &mut GradientSlots,
-        layer: usize,
-        draw: Option<Draw>,
-        x: impl Into<Numbers<'a>>,
-        dy: impl Into<Values<'a>>,
-        dx: Gradient,
-    ) {
-        let (weight, dy, Gradient { data: dx, into }) = (self.linear_weight(weights, layer), dy.into(), dx);
-        timed(Part::LinearInputGradient, || linear::backward_input(dy, weight, Gradient { data: dx, into }));
-        if let Some(adapters) = &self.adapters {
-            timed(Part::Adapters, || adapters.backward(layer, weights, slots, draw, x, dy, dx));
-        }
-    }
-
-    /// The gradient of a linear layer's weight, unless it is frozen.
-    fn weight_gradient<'a>(
-        &self,
-        slots: &mut GradientSlots,
-        layer: usize,
-        x: impl Into<Numbers<'a>>,
-        dy: impl Into<Values<'a>>,
-    ) {
-        if self.adapters.is_some() {
-            return;
-        }
-        timed(Part::LinearWeightGradient, || {
-            linear::backward_weight(x, dy, self.dims(layer), slots.slot(layer).into(), None);
-        });
     }
 }
