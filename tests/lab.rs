@@ -92,6 +92,11 @@ fn a_small_task_resumed_ends_in_the_same_bits_and_measures_its_sharpness() {
     let output = succeed(vrtrain().args(["sharpness", "--json", "--examples", "16", "--iterations", "20"]).arg(&whole));
     let measured = json(&output)["measurements"][0].clone();
     assert_eq!(measured["sharpness"][0], last["sharpness"][0]);
+    // As a process leaves it that dies when the last checkpoint is there and `latest` not yet turned to it.
+    std::fs::write(cut.join("latest"), "step-00000040\n").expect("a pointer that is one checkpoint old");
+    let output = succeed(start(&cut).args(["--resume", "--set", "train.steps=60", "--set", "schedule.steps=60"]));
+    assert!(stderr(&output).contains("finished"), "{}", stderr(&output));
+    assert_eq!(std::fs::read_to_string(cut.join("latest")).expect("latest"), "step-00000060\n");
     let other = run(start(&cut).args(["--resume", "--set", "optimizer.lr=0.1"]));
     assert_eq!(other.status.code(), Some(2));
     assert!(stderr(&other).contains("optimizer.lr"), "{}", stderr(&other));

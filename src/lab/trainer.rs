@@ -70,10 +70,7 @@ impl TaskRun<'_> {
     /// written of a step that failed.
     pub fn train(&mut self) -> Result<Outcome> {
         let checkpoints = Checkpoints::of_run(self.folder.path());
-        match self.step {
-            0 => checkpoints.remove_leftovers()?,
-            step => checkpoints.settle(step, None, self.keep_last)?,
-        }
+        checkpoints.settle(self.step, None, self.keep_last)?;
         let mut metrics = Journal::open_complete(&self.folder.path().join("metrics.jsonl"), self.step)?;
         let mut sharpness = match &self.tracker {
             Some(_) => Some(Tracker::journal(self.folder.path(), self.step)?),

@@ -183,13 +183,13 @@ impl Checkpoints {
         Ok(target)
     }
 
-    /// Points `latest` to the checkpoint of `step` and `best` to the best one, and removes all older ones but the newest
-    /// `keep_last` and the best, and leftovers of processes that died while writing.
+    /// Points `latest` to the checkpoint of `step` (0 is none) and `best` to the best one, and removes all older ones but
+    /// the newest `keep_last` and the best, and leftovers of processes that died while writing.
     ///
     /// A process that was killed right after a checkpoint became visible has not come to this, so a resumed run begins
     /// with it. Where all is as it should be, nothing is written.
     pub fn settle(&self, step: u64, best: Option<u64>, keep_last: usize) -> Result<()> {
-        self.point("latest", Some(step))?;
+        self.point("latest", (step > 0).then_some(step))?;
         self.point("best", best)?;
         // A newer one was passed over, for it is not valid: it must not push one out that is.
         let known = self.steps()?.into_iter().filter(|other| *other <= step);
@@ -217,7 +217,7 @@ impl Checkpoints {
     }
 
     /// Removes temporary folders that a killed process left.
-    pub fn remove_leftovers(&self) -> Result<()> {
+    fn remove_leftovers(&self) -> Result<()> {
         let Ok(entries) = fs::read_dir(&self.folder) else { return Ok(()) };
         for entry in entries.flatten() {
             let name = entry.file_name();
@@ -399,6 +399,11 @@ mod tests {
         let written = fs::metadata(run.path().join("latest"))?.modified()?;
         checkpoints.settle(6, None, 1)?;
         assert_eq!(fs::metadata(run.path().join("latest"))?.modified()?, written);
+        // A run that begins anew, for no checkpoint was valid.
+        fs::create_dir_all(run.path().join("checkpoints/.step-00000002.7.tmp"))?;
+        checkpoints.settle(0, None, 1)?;
+        assert!(!run.path().join("latest").exists() && !run.path().join("checkpoints/.step-00000002.7.tmp").exists());
+        assert_eq!(checkpoints.steps()?, [8, 6]);
         Ok(())
     }
 

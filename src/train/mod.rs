@@ -106,10 +106,7 @@ impl Run<'_> {
         let mut log = RunLog::open(self.folder.path(), recorded, self.events)?;
         let mut saved_at = (self.step > 0).then_some(self.step);
         self.best = self.best.filter(|best| checkpoints.has(best.step));
-        match self.step {
-            0 => checkpoints.remove_leftovers()?,
-            step => checkpoints.settle(step, self.best.map(|best| best.step), self.keep_last)?,
-        }
+        checkpoints.settle(self.step, self.best.map(|best| best.step), self.keep_last)?;
 
         if let Some(record) = self.pending.take() {
             if self.conclude(record, 0.0, &mut log, progress, hooks)? == Outcome::Interrupted {
