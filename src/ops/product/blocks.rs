@@ -11,7 +11,7 @@ use super::instructions::{Instructions, Word};
 use super::pack::{self, Part, panel_stride};
 use super::scratch;
 use super::tile::{COLUMNS, Fetch, Kernel, ROWS, Rows, SHORT, Tile};
-use super::{Into, Matrix, Plus, Size, Threads};
+use super::{Into, Matrix, Plus, Size, Threads, narrow};
 use crate::ops::Number;
 use crate::ops::simd::{Level, kernel};
 use half::bf16;
@@ -346,7 +346,11 @@ impl Job<'_> {
             if let Target::Bf16(c) = self.c {
                 for (row, sums) in sums.0.as_chunks::<COLUMNS>().0.iter().take(tile.rows).enumerate() {
                     let c = c.add(place + row * self.c_row_stride);
-                    round(self.level, sums, std::slice::from_raw_parts_mut(c, tile.columns));
+                    if tile.columns == COLUMNS {
+                        round_row(self.level, sums, &mut *c.cast());
+                    } else {
+                        narrow(Threads::One, &sums[..tile.columns], std::slice::from_raw_parts_mut(c, tile.columns));
+                    }
                 }
             }
         }
@@ -354,10 +358,8 @@ impl Job<'_> {
 }
 
 kernel! {
-    fn round(from: &[f32; COLUMNS], to: &mut [bf16]) {
-        match <&mut [bf16; COLUMNS]>::try_from(&mut *to) {
-            Ok(to) => to.iter_mut().zip(from).for_each(|(to, &from)| *to = bf16::round(from)),
-            Err(_) => to.iter_mut().zip(from).for_each(|(to, &from)| *to = bf16::round(from)),
-        }
+    /// [`narrow`] where the length is known to the compiler, which takes a whole row in three registers then.
+    fn round_row(from: &[f32; COLUMNS], to: &mut [bf16; COLUMNS]) {
+        to.iter_mut().zip(from).for_each(|(to, &from)| *to = bf16::round(from));
     }
 }
