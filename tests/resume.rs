@@ -188,12 +188,20 @@ fn the_newest_valid_checkpoint_is_taken_when_a_newer_one_is_torn() {
     let (whole, torn) = (folder.path().join("whole"), folder.path().join("torn"));
     succeed(&mut pretrain(&config, &whole));
     succeed(&mut pretrain(&config, &torn));
-    let weights = torn.join("checkpoints/step-00000010/model.safetensors");
-    let mut bytes = std::fs::read(&weights).expect("the weights");
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    std::fs::write(&weights, bytes).expect("the weights can be changed");
+    let tear = |step: u32| {
+        let weights = torn.join(format!("checkpoints/step-{step:08}/model.safetensors"));
+        let mut bytes = std::fs::read(&weights).expect("the weights");
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&weights, bytes).expect("the weights can be changed");
+    };
+    tear(10);
     let output = succeed(pretrain(&config, &torn).arg("--resume"));
     assert!(stderr(&output).contains("not valid"), "{}", stderr(&output));
+    same_end(&whole, &torn);
+    // And where none is valid, from the beginning; the torn ones make room as their steps come.
+    [8, 10].into_iter().for_each(tear);
+    let output = succeed(pretrain(&config, &torn).arg("--resume"));
+    assert!(stderr(&output).contains("starting from the beginning"), "{}", stderr(&output));
     same_end(&whole, &torn);
 }

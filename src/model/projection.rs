@@ -19,7 +19,7 @@ pub struct Projection<'a> {
     pub bias: Option<(usize, &'a [f32])>,
     /// The model's adapters, of which this layer may have one; its own parameters are frozen then.
     pub adapters: Option<&'a Adapters>,
-    /// What the adapter drops.
+    /// What the adapter's dropout is drawn by; none outside training.
     pub draw: Option<Draw>,
 }
 

@@ -186,8 +186,8 @@ impl Checkpoints {
     /// Points `latest` to the checkpoint of `step` (0 is none) and `best` to the best one, and removes all older ones but
     /// the newest `keep_last` and the best, and leftovers of processes that died while writing.
     ///
-    /// A process that was killed right after a checkpoint became visible has not come to this, so a resumed run begins
-    /// with it. Where all is as it should be, nothing is written.
+    /// A process that was killed right after a checkpoint became visible has not come to this, so every run begins with
+    /// it. Where all is as it should be, nothing is written.
     pub fn settle(&self, step: u64, best: Option<u64>, keep_last: usize) -> Result<()> {
         self.point("latest", (step > 0).then_some(step))?;
         self.point("best", best)?;
@@ -400,9 +400,11 @@ mod tests {
         checkpoints.settle(6, None, 1)?;
         assert_eq!(fs::metadata(run.path().join("latest"))?.modified()?, written);
         // A run that begins anew, for no checkpoint was valid.
+        fs::write(run.path().join("best"), "step-00000002\n")?;
         fs::create_dir_all(run.path().join("checkpoints/.step-00000002.7.tmp"))?;
         checkpoints.settle(0, None, 1)?;
-        assert!(!run.path().join("latest").exists() && !run.path().join("checkpoints/.step-00000002.7.tmp").exists());
+        let gone = ["latest", "best", "checkpoints/.step-00000002.7.tmp"];
+        assert!(gone.iter().all(|name| !run.path().join(name).exists()));
         assert_eq!(checkpoints.steps()?, [8, 6]);
         Ok(())
     }

@@ -179,7 +179,7 @@ impl Model {
         reading::matrix(&self.layout, weights, self.precision, index)
     }
 
-    /// A linear layer of a block; `draw` is what its adapter drops.
+    /// A linear layer of a block; `draw` is what its adapter's dropout is drawn by.
     pub fn projection<'a>(
         &'a self,
         weights: Weights<'a>,

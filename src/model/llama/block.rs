@@ -102,7 +102,7 @@ impl Model {
         shared: &mut Shared,
     ) {
         let (block, draw) = (&self.parameters.blocks[layer], rows.draw);
-        let project = |layer| self.projection(weights, layer, draw);
+        let project = |index| self.projection(weights, index, draw);
         let Shared { activated, raw, scratch, .. } = shared;
         self.norm(weights, block.norm_1, x, &mut saved.normed_1, &mut saved.rstd_1);
         let rotate = |rows: Rows, heads: &mut [f32]| {
@@ -145,7 +145,7 @@ impl Model {
         let Shared { activated, raw, d_normed, d_mixed, d_query, d_key, d_value, d_gate, d_up, scratch } = shared;
         use Gradient as To;
         let (block, draw, width) = (&self.parameters.blocks[layer], rows.draw, self.config.n_embd);
-        let project = |layer| self.projection(weights, layer, draw);
+        let project = |index| self.projection(weights, index, draw);
         let dy = dropped(Site::AfterMlp(layer).mask(draw, self.dropout), d_stream, width, d_normed);
         let d_activated = &mut raw[..activated.values().len()];
         if self.adapters.is_some() {
@@ -185,10 +185,10 @@ impl Model {
             rotary::rotate(&self.rotation, Direction::Backward, rows.positions, d_key);
         });
         let inputs = [(block.query, &*d_query), (block.key, &*d_key), (block.value, &*d_value)];
-        for (place, (layer, dy)) in inputs.into_iter().enumerate() {
+        for (place, (index, dy)) in inputs.into_iter().enumerate() {
             let to = Gradient { data: d_normed, into: (place > 0).into() };
-            project(layer).input_gradient(slots, &saved.normed_1, dy, to);
-            project(layer).weight_gradient(slots, &saved.normed_1, dy);
+            project(index).input_gradient(slots, &saved.normed_1, dy, to);
+            project(index).weight_gradient(slots, &saved.normed_1, dy);
         }
         let input = (x, &saved.rstd_1[..]);
         self.norm_backward(weights, slots, block.norm_1, input, d_normed, To::accumulate(d_stream), scratch);
@@ -265,12 +265,12 @@ impl Model {
         reading::matrix(&self.layout, weights, self.precision, index)
     }
 
-    /// A linear layer of a block; `draw` is what its adapter drops.
-    fn projection<'a>(&'a self, weights: Weights<'a>, layer: usize, draw: Option<Draw>) -> Projection<'a> {
+    /// A linear layer of a block; `draw` is what its adapter's dropout is drawn by.
+    fn projection<'a>(&'a self, weights: Weights<'a>, index: usize, draw: Option<Draw>) -> Projection<'a> {
         Projection {
             weights,
-            index: layer,
-            weight: self.linear_weight(weights, layer),
+            index,
+            weight: self.linear_weight(weights, index),
             bias: None,
             adapters: self.adapters.as_ref(),
             draw,

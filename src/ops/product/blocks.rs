@@ -358,7 +358,7 @@ impl Job<'_> {
 }
 
 kernel! {
-    /// [`narrow`] where the length is known to the compiler, which takes a whole row in three registers then.
+    /// [`narrow`] where the length is known to the compiler, which takes a row in whole registers then (three of AVX-512).
     fn round_row(from: &[f32; COLUMNS], to: &mut [bf16; COLUMNS]) {
         to.iter_mut().zip(from).for_each(|(to, &from)| *to = bf16::round(from));
     }
