@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything about the CUDA path that can be checked without a card: scripts/cuda-check.sh [--quick] [--bugs] [DIR]
 #
-#   --quick   only type-check and lint the feature, with a stand-in for nvcc (half a minute, needs no toolkit)
+#   --quick   only type-check and lint the feature, with a stand-in for nvcc (a minute and a half the first time, needs no toolkit)
 #   --bugs    also plant every bug of the mutation test and see that the kernel test catches it
 #   DIR       what is kept between runs: toolkit, cargo's target folders, objects (default target/cuda)
 #
